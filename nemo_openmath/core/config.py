@@ -102,9 +102,11 @@ class Source:
             at[key[-1]] = parsed
 
     def rename(self, key: Key, origin: Origin) -> None:
-        """Say that ``key`` and what lies below it were written elsewhere: a command wrote this file for somebody."""
-        for at in [at for at in self._origins if at[: len(key)] == key]:
-            self._origins[at] = origin
+        """Say that ``key`` and what lies below it were written elsewhere: a command wrote this file for somebody.
+        Overrides stay what they are."""
+        for at, before in self._origins.items():
+            if at[: len(key)] == key and before is not OVERRIDE:
+                self._origins[at] = origin
 
     def _forget(self, key: Key) -> None:
         """Forget where ``key`` and what lies below it were written."""

@@ -261,7 +261,8 @@ def load_recipe(
     if loop is not None and not errors:
         check_metric(loop, entries.entries, builder)
     if errors:
-        raise one_error(list({str(error): error for error in errors.values()}.values()), str(path))
+        heading = "the command line" if options else str(path)
+        raise one_error(list({str(error): error for error in errors.values()}.values()), heading)
     return Recipe(
         name=head.name,
         seed=head.seed,

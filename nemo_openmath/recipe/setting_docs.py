@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import orjson
 
+from nemo_openmath.core.bounds import Bounds
 from nemo_openmath.core.build import default_of
 
 
@@ -82,7 +83,7 @@ def type_name(hint: Any) -> str:
     """Return a type in the words of a user: what to write, and in which range."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return ", ".join([type_name(args[0]), *map(str, args[1:])])
+        return ", ".join([type_name(args[0]), *(str(limit) for limit in args[1:] if limit != Bounds())])
     if origin in (Union, UnionType):
         return " or ".join("null" if a is type(None) else type_name(a) for a in args)
     if origin is Literal:

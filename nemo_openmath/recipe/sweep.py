@@ -26,8 +26,17 @@ from nemo_openmath.recipe.file import load_recipe
 from nemo_openmath.recipe.preflight import check_output
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
+from nemo_openmath.recipe.written import options_of
 
 RECIPE = "sweep.yaml"
+OPTIONS = {
+    "seed": "--seed",
+    "checkpoints.merge.method": "--method",
+    "checkpoints.merge.weights": "--sweep",
+    "checkpoints.merge.density": "--density",
+    "rollout.generate.samples": "--samples",
+}
+"""What the command line calls the settings of the recipe."""
 _COLUMNS = ("maj", "pass", "tokens", "code_calls")
 
 
@@ -119,7 +128,7 @@ async def run_sweep(sweep: Sweep, output: Path, overrides: Sequence[str] = ()) -
     (output / RECIPE).write_text(yaml.safe_dump(content, sort_keys=False))
     names = [candidate(ratio) for ratio in sweep.ratios]
     settings = [text.replace("*", name) for text in overrides for name in (names if "*" in text else names[:1])]
-    recipe = load_recipe(output / RECIPE, settings)
+    recipe = load_recipe(output / RECIPE, settings, options=options_of(content, OPTIONS))
     run = Run(recipe, output)
     await run.execute(StageSelection(), settings)
     rows = [_row(ratio, run.folder(f"{candidate(ratio)}_results"), sweep.samples) for ratio in sweep.ratios]

@@ -37,11 +37,15 @@ def write_recipe(content: dict[str, Any], output: Path, name: str, options: Opti
         temporary.replace(path)
     except OSError as error:
         raise of_the_system(error, output) or error from error
-    return load_recipe(path, options=dict(_keys(content, options)))
+    return load_recipe(path, options={(): "the command line", **options_of(content, options)})
+
+
+def options_of(content: dict[str, Any], options: Options) -> dict[Key, str]:
+    """Return the option of each key of a recipe's content."""
+    return dict(_keys(content, options))
 
 
 def _keys(content: dict[str, Any], options: Options) -> Iterator[tuple[Key, str]]:
-    yield (), "the command line"
     for setting, option in options.items():
         yield tuple(setting.split(".")), option
         for name, stage in content["stages"].items():

@@ -57,6 +57,17 @@ def test_a_sweep_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/manifest.json")} == before
 
 
+def test_a_value_out_of_range_is_named_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = tmp_path / "b.jsonl"
+    benchmark.write_text('{"problem": "1 + 1?", "expected_answer": "2"}\n')
+    line = ["merge", "--sweep", "0,1", str(BASE), str(BASE), "--base", str(BASE), "--output", str(tmp_path / "out")]
+    line += ["--method", "ties", "--density", "2", "--benchmark", str(benchmark)]
+    assert run(line) == 2
+    assert capsys.readouterr().err == "openmath: --density: 2.0 is out of range; choose more than 0, at most 1\n"
+    assert run([*line, "--set", "stages.*.density=3"]) == 2
+    assert "- override: stages.ratio_0.density: 3" in capsys.readouterr().err
+
+
 DIES = """
 import os, signal, sys
 from nemo_openmath.checkpoints.streaming import OutputFile

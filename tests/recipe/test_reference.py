@@ -110,6 +110,8 @@ def test_the_pages_name_every_setting(tmp_path: Path, capsys: pytest.CaptureFixt
             s.name for s in settings(cls.Config) if not any(row.startswith(f"| `{s.name}` |") for row in rows)
         ] == []
     assert "| `teacher.stand_in.extract_error` | number, 0 or more, at most 1 | `0.02` |" in pages["recipe-file.md"]
+    assert "| `seed` | whole number | `0` |" in pages["recipe-file.md"]
+    assert [name for name, page in pages.items() if "a finite number" in page] == []
     assert "| `warn_seconds` |" in pages["cluster-file.md"]
     assert "| `training.parallel.tp` |" in pages["training-job.md"]
     assert "| `generate.samples` |" in pages["generate-file.md"]
