@@ -191,7 +191,8 @@ def _versions(named: Sequence[NamedFolders]) -> list[str]:
 
 
 def _view_command(named: Sequence[NamedFolders], viewer: str) -> str:
-    """Return the command that serves the pages of the solutions at the address; "" where there is none."""
+    """Return the command that serves the pages of the solutions at the address, from any folder of this machine: the
+    page may lie anywhere. "" where there is no address."""
     if not viewer:
         return ""
     runs = dict.fromkeys(_shown(run, folder) for run in named for folders in run.parts.values() for folder in folders)
@@ -201,6 +202,7 @@ def _view_command(named: Sequence[NamedFolders], viewer: str) -> str:
 
 
 def _shown(run: NamedFolders, folder: Path) -> Path:
+    folder = folder.resolve()
     return folder.parent if any(folder.parent.glob("*/manifest.json")) else folder
 
 

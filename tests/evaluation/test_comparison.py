@@ -274,7 +274,7 @@ def manifest(folder: Path, stage: str, **config: Any) -> None:
     write_manifest(folder, Manifest(stage, "f", digest, {"records": 16, "units": 16}, config=config))
 
 
-def test_the_command_names_runs_and_refuses_two_graders(tmp_path, capsys):
+def test_the_command_names_runs_and_refuses_two_graders(tmp_path, capsys, monkeypatch):
     one, two = write_run(tmp_path / "one", drawn(1, 2)), write_run(tmp_path / "two", drawn(2, 2))
     manifest(one, "solutions.grade", fallback=False)
     manifest(two, "evaluation.rescore", grader="exact", judged="undecided")
@@ -282,7 +282,8 @@ def test_the_command_names_runs_and_refuses_two_graders(tmp_path, capsys):
     with pytest.raises(UserError, match=r"two/graded: graded by equal texts, and .*one/graded by the grader"):
         compare_command(CompareRequest([str(one), str(two)], output))
     manifest(two, "evaluation.rescore", grader="openmath", answers="text", judged="undecided")
-    compare_command(CompareRequest([f"before={one}", str(two)], output, viewer="http://127.0.0.1:8800"))
+    monkeypatch.chdir(tmp_path)  # the page may be read from any folder
+    compare_command(CompareRequest(["before=one/graded", "./two/graded"], output, viewer="http://127.0.0.1:8800"))
     printed = capsys.readouterr().out
     assert "A  before\nB  two/graded\nCoT: 8 common problems\n" in printed
     assert (
