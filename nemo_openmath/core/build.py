@@ -36,8 +36,8 @@ class Origin:
     def error(self, name: str, problem: str, remedy: str = "") -> UserError:
         """Return an error about what was written here. ``name``: what files call it; an option has a name of its
         own."""
-        said = problem if self.file.startswith("--") else f"{name}: {problem}"
-        return UserError(said, file=self.file, row=self.line, remedy=remedy)
+        whole = problem if self.file.startswith("--") else f"{name}: {problem}"
+        return UserError(whole, file=self.file, row=self.line, remedy=remedy)
 
 
 DEFAULT = Origin("default")

@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
     """
     from megatron.core import parallel_state, tensor_parallel
 
-    others = set(dist.distributed_c10d._world.pg_map)
+    others = process_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -121,7 +121,17 @@ def parallel_state_of(parallel: Parallel, seed: int) -> Iterator[None]:
         parallel_state.destroy_model_parallel()
         raise
     parallel_state.destroy_model_parallel()
-    for group in [group for group in dist.distributed_c10d._world.pg_map if group not in others]:
+    end_groups_but(others)
+
+
+def process_groups() -> list[dist.ProcessGroup]:
+    """Return all process groups of this process, in the order in which it joined them."""
+    return list(dist.distributed_c10d._world.pg_map)
+
+
+def end_groups_but(kept: Sequence[dist.ProcessGroup]) -> None:
+    """End the other process groups. No rank may wait in one of them."""
+    for group in [group for group in process_groups() if group not in kept]:
         dist.destroy_process_group(group)
 
 

@@ -14,6 +14,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.core.grader import Verdict
 from nemo_openmath.core.records import Generation, Problem, SftRow, Thread, read_records
 from nemo_openmath.core.tokenizer import Message
+from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.lineage.run_stages import RunStages
 from nemo_openmath.recipe.lineage.search import RecordSearch
 from nemo_openmath.recipe.lineage.trace import trace, trace_json
@@ -184,6 +185,39 @@ def test_what_is_gone_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "is in no folder: gone" in printed
     assert "gone: threads, of which extracted was made" in printed
     assert "it is gone" in printed, "its text was in the removed folder"
+
+
+def test_a_maker_that_is_gone_is_not_replaced_by_a_reader(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generation = solution(PROBLEM, 0).id
+
+    def versions() -> dict[str, Any]:
+        return {version["stage"]: version for version in traced(run, generation)["records"][0]["versions"]}
+
+    def said() -> str:
+        assert openmath(["trace", str(run), generation]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if " read it from " in line]
+        return line
+
+    shutil.rmtree(run / "graded")  # between two that are left
+    assert "judged       as judging.judge left it, which read it from graded, and that is gone: " in said()
+    left = versions()
+    assert (left["tir"]["read_from_gone"], left["judged"]["read_from_gone"]) == ([], ["graded"])
+    assert (left["tir"]["asked"]["tool_format"], left["judged"]["asked"]) == ("fences", {})
+    shutil.rmtree(run / "tir")
+    assert "judged       its maker is gone: judging.judge read it from graded: predicted_answer 4" in said()
+    (run / "data").mkdir()
+    (run / "data" / "posed.jsonl").write_text('{"problem": "What is 2 + 2?"}\n')
+    recipe = run / "recipe.yaml"
+    recipe.write_text(
+        "name: r\nstages:\n  posed: {run: problems.read_problems, from: ./data/posed.jsonl}\n"
+        f"  tir: {{run: rollout.generate, from: posed, engine: {run / 'student'}}}\n"
+        "  graded: {run: solutions.grade, from: tir}\n"
+        "  judged: {run: judging.judge, from: {generations: graded, problems: posed}}\n"
+    )
+    stages = RunStages(run, load_recipe(recipe))  # which knows more than the folder does
+    first, *others = trace_json(trace(stages, generation))["records"][0]["versions"]
+    assert (first["stage"], first["read_from_gone"]) == ("judged", ["graded", "tir"])
+    assert all(other["before"] and not other["read_from_gone"] for other in others)
 
 
 @pytest.mark.parametrize(

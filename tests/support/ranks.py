@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
 from nemo_openmath.core.build import Builder, Origin
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.launch import spawn
+from nemo_openmath.training.runtime import end_groups_but, process_groups
 
 
 def run_ranks(module: str, ranks: int, cases: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -35,9 +35,9 @@ def run_ranks(module: str, ranks: int, cases: Sequence[dict[str, Any]], folder: 
 def run_cases(run: Callable[[dict[str, Any]], None]) -> NoReturn:
     """Run every case of the file that this process was started with; end the process at the first that fails.
 
-    The process groups that a case has made end with it: each of gloo's has threads in every rank, which megatron-core
-    leaves running, and a hundred groups of them stop the machine."""
-    kept = set(c10d._world.pg_map)
+    The process groups that a case has made end with it, also those that an error has left (``parallel_state_of``): all
+    ranks have met it and go on."""
+    kept = process_groups()
     for case in json.loads(Path(sys.argv[1]).read_text()):
         try:
             run(case)
@@ -45,8 +45,7 @@ def run_cases(run: Callable[[dict[str, Any]], None]) -> NoReturn:
             print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             os._exit(1)
         dist.barrier()
-        for group in set(c10d._world.pg_map) - kept:
-            dist.destroy_process_group(group)
+        end_groups_but(kept)
         gc.collect()  # models that are circles hold groups, too
         dist.barrier()
     os._exit(0)

@@ -14,6 +14,7 @@ from nemo_openmath.core.merging import merge
 from nemo_openmath.core.records.bodies import Body
 from nemo_openmath.core.records.encoding import parse_record, record_type
 from nemo_openmath.core.records.types import Mode, Record, SftRow
+from nemo_openmath.core.stage import stage_kinds
 from nemo_openmath.data.records.stored import StoredRecord
 from nemo_openmath.evaluation.reports.formats import made_text
 from nemo_openmath.grading.majority import majority
@@ -59,6 +60,14 @@ class RecordVersion:
     """Field -> (value in the version before, value now)."""
     problem: str = ""
     """Why equal records are none, where they contradict each other."""
+    read_from: tuple[str, ...] = ()
+    """Where no version before is left: the stages that this one read it from and that are gone, as far back as is
+    known, the last ones first. The last of them made it, or read it from others that nobody knows."""
+
+    @property
+    def made_here(self) -> bool:
+        """Whether the stage made the record."""
+        return self.before is None and not self.read_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,41 @@ def _versions(stages: RunStages, lines: list[tuple[RunStage, StoredRecord]]) -> 
             for name in [*values, *(n for n in earlier if n not in values)]
             if before is not None and earlier.get(name) != values.get(name)
         }
-        yield RecordVersion(stage, same, values, before, changed, problem)
+        gone = () if before is not None else _gone_before(stages, stage, same[0])
+        yield RecordVersion(stage, same, values, before, changed, problem, gone)
+
+
+def _gone_before(stages: RunStages, stage: RunStage, record: StoredRecord) -> tuple[str, ...]:
+    """Return the stages that are gone and that ``stage`` read a record from, which is in none of those that are left.
+
+    A stage passes records on if it takes what it makes. One that makes new records of those that it takes names them as
+    their parents.
+    """
+    kind = record_type(record.fields)
+    assert kind is not None
+    gone: dict[str, None] = {}
+    todo, seen = [stage], {stage.folder}
+    while todo:
+        for source in _sources(stages, todo.pop(0), kind.__name__):
+            if source.path is None or source.path in seen or source.path.is_dir():
+                continue
+            seen.add(source.path)
+            gone[source.name] = None
+            if (reader := stages.at(source.path)) is not None:
+                todo.append(reader)
+    return tuple(gone)
+
+
+def _sources(stages: RunStages, stage: RunStage, product: str) -> Iterator[StageInput]:
+    """Yield the inputs from which a stage passes records of a type on."""
+    kind = stage_kinds().get(stage.kind)
+    ports = [port for port, taken in kind.takes.items() if taken == product] if kind is not None else []
+    for source in stage.inputs if ports else ():
+        made = stages.at(source.path)
+        makes = stage_kinds().get(made.kind) if made is not None else None
+        known = makes is not None and makes.product() != product
+        if source.path is not None and not known and source.port in ("", *ports):
+            yield source
 
 
 def _merged(lines: list[StoredRecord]) -> tuple[dict[str, Any], str]:
@@ -239,7 +282,7 @@ def asked_of(version: RecordVersion) -> dict[str, Any]:
         asked["more_engines"] = settings["more_engines"]
     if (mode := settings.get("mode")) is not None:
         asked["mode"] = mode
-    own = version.values.get("extra.asked") if version.before is None else None
+    own = version.values.get("extra.asked") if version.made_here else None
     digest = own.get("prompt") if isinstance(own, dict) else None
     digests = settings.get("templates") or {}  # of the texts that were asked, by the names of the shipped templates
     asked["prompts"] = [
@@ -364,6 +407,7 @@ def _record_json(record: TracedRecord) -> dict[str, Any]:
                 "changed": {name: list(change) for name, change in version.changed.items()},
                 "asked": asked_of(version),
                 "contradiction": version.problem,
+                "read_from_gone": list(version.read_from),
             }
             for version in record.versions
         ],

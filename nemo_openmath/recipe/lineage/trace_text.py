@@ -123,7 +123,14 @@ def _version_text(version: RecordVersion, record: TracedRecord) -> str:
     fields = _MADE.get(record.kind, ()) if record.kind is not None else ()
     values = [f"{name} {_text(version.values[name])}" for name in fields if version.values.get(name) is not None]
     kind = version.stage.kind or "records"
-    return f"made by {kind}{': ' if values else ''}{', '.join(values)}{merged}"
+    made = f"made by {kind}"
+    if version.read_from and any(other.made_here for other in record.versions):
+        made = f"as {kind} left it, which read it from {version.read_from[0]}, and that is gone"
+    elif version.read_from:
+        types = {name.partition("-")[0] for name in record.parents}  # a stage may make records of those of their type
+        or_made = f"made by {kind}, or its" if record.id.partition("-")[0] in types else "its"
+        made = f"{or_made} maker is gone: {kind} read it from {' <- '.join(version.read_from)}"
+    return f"{made}{': ' if values else ''}{', '.join(values)}{merged}"
 
 
 def _changes(version: RecordVersion) -> str:
