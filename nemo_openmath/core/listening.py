@@ -1,4 +1,4 @@
-"""Addresses to listen on, checked before anything slow begins, and the names by which a server may be asked."""
+"""Addresses to listen on, checked before anything slow begins, the names by which a server is asked, and a server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nemo_openmath.core.errors import UserError
+
+if TYPE_CHECKING:  # addresses are checked by commands that serve nothing over HTTP
+    from aiohttp import web
 
 
 def check_address(host: str, port: int) -> None:
@@ -143,3 +146,52 @@ def _is_address(name: str) -> bool:
 
 def _is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+class HttpServer:
+    """A server of the application that a subclass makes: it listens while ``async with`` lasts, or from ``start`` to
+    ``close``.
+
+    ``port``: 0 takes a free one; it is the one that was taken from ``start`` on.
+    """
+
+    cancels_handlers = True
+    """Whether what answers a client that goes away is cancelled."""
+
+    def __init__(self, host: str, port: int):
+        self.host, self.port = host, port
+        self._runner: web.AppRunner | None = None
+
+    def app(self) -> web.Application:
+        """Return the application alone, for those who run it in a server of their own, with handler cancellation as
+        here."""
+        raise NotImplementedError
+
+    async def start(self) -> Self:
+        """Listen. Raises UserError where that cannot be."""
+        from aiohttp import web
+
+        check_address(self.host, self.port)
+        self._runner = web.AppRunner(
+            self.app(), handler_cancellation=self.cancels_handlers, access_log=None, shutdown_timeout=1.0
+        )
+        try:
+            await self._runner.setup()
+            await web.TCPSite(self._runner, self.host, self.port).start()
+        except BaseException:
+            await self.close()
+            raise
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def close(self) -> None:
+        """Stop serving. A second call does nothing."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -6,10 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession, web
 
 from nemo_openmath.core import listening
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.listening import HostNames, free_port, shown_host
+from nemo_openmath.core.listening import HostNames, HttpServer, free_port, shown_host
 
 
 def test_a_free_port_is_none_that_a_connection_may_be_given() -> None:
@@ -51,3 +52,38 @@ def test_a_server_is_asked_by_its_own_names_alone(monkeypatch: pytest.MonkeyPatc
     assert [shown_host(host) for host in ("0.0.0.0", "::", "::1", "127.0.0.1")] == [
         *("Login-Node", "Login-Node", "[::1]", "127.0.0.1"),
     ]
+
+
+class Greeter(HttpServer):
+    def __init__(self, port: int = 0):
+        super().__init__("127.0.0.1", port)
+        self.closed = 0
+
+    def app(self) -> web.Application:
+        async def greet(_: web.Request) -> web.Response:
+            return web.Response(text="hello")
+
+        async def note(_: web.Application) -> None:
+            self.closed += 1
+
+        app = web.Application()
+        app.router.add_get("/", greet)
+        app.on_cleanup.append(note)
+        return app
+
+
+async def test_a_server_listens_between_start_and_close_and_leaves_nothing_where_it_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Greeter() as server, ClientSession() as client:
+        async with client.get(f"http://127.0.0.1:{server.port}/") as answer:
+            assert await answer.text() == "hello"
+        with pytest.raises(UserError, match=f"port {server.port} of 127.0.0.1 is in use"):
+            await Greeter(server.port).start()
+        late = Greeter(server.port)
+        monkeypatch.setattr(listening, "check_address", lambda *_: None)  # somebody takes the port after the look
+        with pytest.raises(OSError, match="in use"):
+            await late.start()
+        assert late.closed == 1
+    await server.close()
+    assert server.closed == 1

@@ -18,7 +18,7 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -26,7 +26,7 @@ from aiohttp import web
 from nemo_openmath.competition.serving.opening import SolveServiceSettings, open_service
 from nemo_openmath.competition.serving.page import CSS, HTML, JS, POLICY
 from nemo_openmath.competition.serving.service import QueueFull, SolveService
-from nemo_openmath.core.listening import HostNames, shown_host
+from nemo_openmath.core.listening import HostNames, HttpServer, shown_host
 
 log = logging.getLogger(__name__)
 
@@ -64,23 +64,22 @@ def read_question(data: bytes) -> dict[str, Any]:
     return {"problem": problem, "seconds": seconds, "question": str(question)}
 
 
-class SolveServer:
+class SolveServer(HttpServer):
     """A service behind HTTP: ``async with SolveServer(service) as server: .. server.url``. Port 0 takes a free one.
 
     ``allowed``: names of this server beside those of the machine.
     """
 
     def __init__(self, service: SolveService, *, host: str = "127.0.0.1", port: int = 0, allowed: Sequence[str] = ()):
-        self.service, self.host, self.port = service, host, port
+        super().__init__(host, port)
+        self.service = service
         self._names = HostNames.of(host, allowed)
-        self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
         return f"http://{shown_host(self.host)}:{self.port}"
 
     def app(self) -> web.Application:
-        """Return the application alone, for those who run it in a server of their own, with handler cancellation on."""
         app = web.Application(client_max_size=1 << 20, middlewares=[self._guard])
         app.router.add_post("/solve", self._solve)
         app.router.add_get("/state", self._state)
@@ -89,18 +88,6 @@ class SolveServer:
         app.router.add_get("/page.js", _page(JS, "text/javascript"))
         app.router.add_get("/page.css", _page(CSS, "text/css"))
         return app
-
-    async def __aenter__(self) -> Self:
-        self._runner = web.AppRunner(self.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, self.port).start()
-        self.port = self._runner.addresses[0][1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
 
     @web.middleware
     async def _guard(

@@ -12,13 +12,12 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Self
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from nemo_openmath.core.errors import OpenMathError, UserError
-from nemo_openmath.core.listening import HostNames, check_address, shown_host
+from nemo_openmath.core.listening import HostNames, HttpServer, shown_host
 from nemo_openmath.evaluation.viewer.filters import RowFilter
 from nemo_openmath.evaluation.viewer.index import SolutionIndex
 from nemo_openmath.evaluation.viewer.pages import Pages, style
@@ -35,13 +34,15 @@ _HEADERS = {
 }
 
 
-class ViewerServer:
+class ViewerServer(HttpServer):
     """The browser of an index: ``async with ViewerServer(index, title) as server: .. server.url``.
 
     - ``port``: 0 takes a free one.
     - ``token``: what an address must have; "" asks for none; None makes one.
     - ``allowed``: names of this server beside those of the machine.
     """
+
+    cancels_handlers = False  # pages are made in threads
 
     def __init__(
         self,
@@ -53,11 +54,10 @@ class ViewerServer:
         token: str | None = None,
         allowed: Sequence[str] = (),
     ):
+        super().__init__(host, port)
         self.pages = Pages(index, title)
         self._names = HostNames.of(host, allowed)
-        self.host, self.port = host, port
         self.token = secrets.token_urlsafe(16) if token is None else token
-        self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
@@ -74,27 +74,6 @@ class ViewerServer:
         app.router.add_get("/compare", self._compare)
         app.router.add_get("/style.css", self._style)
         return app
-
-    async def start(self) -> Self:
-        """Listen; ``port`` is the one that was taken from now on. Raises UserError where that cannot be."""
-        check_address(self.host, self.port)
-        self._runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, self.port).start()
-        self.port = self._runner.addresses[0][1]
-        return self
-
-    async def close(self) -> None:
-        """Stop serving."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # -- pages -----------------------------------------------------------------------------------------------------
 

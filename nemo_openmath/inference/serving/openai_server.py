@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -27,6 +27,7 @@ from aiohttp import web
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Chunk, Completion, Engine, EngineError, InvalidRequest, Request
 from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.listening import HttpServer
 from nemo_openmath.core.tokenizer import Message
 from nemo_openmath.inference.asking import LONG
 from nemo_openmath.inference.serving.wire import (
@@ -43,7 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MOST_BODY_BYTES = 64 << 20
 
 
-class OpenAIServer:
+class OpenAIServer(HttpServer):
     """An engine behind HTTP: ``async with OpenAIServer(engine) as server: .. server.url``.
 
     - ``tokenizer``: for chat templates, and for text prompts where the engine takes ids only; default: the engine's own
@@ -61,10 +62,10 @@ class OpenAIServer:
         port: int = 0,
         api_key: str | None = None,
     ):
-        self.engine, self.host, self.port = engine, host, port
+        super().__init__(host, port)
+        self.engine = engine  # it belongs to the caller, and stays open
         self.tokenizer: ChatTokenizer | None = tokenizer or getattr(engine, "tokenizer", None)
         self._api_key = api_key
-        self._runner: web.AppRunner | None = None
         self._counts: Counter[str] = Counter()
         self._in_flight = 0
 
@@ -73,7 +74,6 @@ class OpenAIServer:
         return f"http://{self.host}:{self.port}"
 
     def app(self) -> web.Application:
-        """Return the application alone, for those who run it in a server of their own, with handler cancellation on."""
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
@@ -82,27 +82,6 @@ class OpenAIServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         return app
-
-    async def start(self) -> Self:
-        """Listen; ``port`` is the one that was taken from now on."""
-        self._runner = web.AppRunner(self.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self.port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-        return self
-
-    async def close(self) -> None:
-        """Stop serving. The engine stays open: it belongs to the caller."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # -- endpoints -------------------------------------------------------------------------------------------------
 
