@@ -14,7 +14,7 @@ counts 0.8^j. It is the mean over the tokens that the model wrote and the head c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Eagle3Training:
         refuse_few_layers(base.config.num_hidden_layers)
         self.base = base
 
-    def new(self, texts: Sequence[Text], settings: DrafterSettings) -> Eagle3:
+    def new(self, texts: Sequence[Text], settings: DrafterSettings, read: Iterable[tuple[Batch, Tensor]]) -> Eagle3:
         """Return a head with random weights, but those of its norm and its last matrix: they are the model's own."""
         ids = frequent_tokens(texts, settings.draft_vocab, self.base.config.vocab_size)
         head = Eagle3(_shape(self.base.config, settings.draft_tokens, 0 if ids is None else len(ids)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,8 +29,9 @@ class DrafterTraining(Protocol):
     base: Any
     """The frozen model, of transformers."""
 
-    def new(self, texts: Sequence[Text], settings: DrafterSettings) -> Any:
-        """Return a drafter with random weights, from torch's generator."""
+    def new(self, texts: Sequence[Text], settings: DrafterSettings, read: Iterable[tuple[Batch, Tensor]]) -> Any:
+        """Return a drafter as it begins. What is random comes from torch's generator. ``read``: some batches of the
+        texts with their states, made when they are asked for."""
 
     def states(self, ids: Tensor) -> Tensor:
         """Return what the drafter reads of the frozen model for tokens (rows, tokens): (rows, tokens, width), fp32."""

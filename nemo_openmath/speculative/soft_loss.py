@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CPU_BLOCK_BYTES = 4 << 20
+_CPU_BLOCK_BYTES = 2 << 20
 _GPU_BLOCK_BYTES = 512 << 20
 
 
@@ -32,7 +32,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
             block = slice(start, start + rows)
             wanted = (said[block].to(teacher.dtype) @ teacher.t()).float().softmax(-1)
             logs = (features[block] @ weight.t()).log_softmax(-1)
-            loss -= (wanted * logs).sum()
+            loss -= torch.dot(wanted.view(-1), logs.view(-1))
             gradient = logs.exp_().sub_(wanted)  # of the logits
             torch.matmul(gradient, weight, out=grad_features[block])
             grad_weight.addmm_(gradient.t(), features[block])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from blake3 import blake3
+from torch import Tensor
 
 from nemo_openmath.core.errors import OpenMathError
 from nemo_openmath.core.records.ids import content_id
@@ -24,6 +25,8 @@ from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.schedule import learning_rate
+
+FIRST_TOKENS = 1 << 18  # of texts that a drafter may be made from before it is trained
 
 OnStep = Callable[[int, int, float], None]
 OnMeasured = Callable[[int, Acceptance], None]
@@ -88,16 +91,16 @@ class _Training:
     ):
         self._kind, self._texts, self._settings, self._held_out = kind, texts, settings, held_out
         self._device = kind.base.device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self._drafter = kind.new(texts, settings).to(self._device)
-        self._optimizer = torch.optim.AdamW(self._drafter.parameters(), lr=settings.lr, weight_decay=0.0)
-        self._schedule = TrainingConfig(lr=settings.lr, warmup=settings.warmup, final_lr_ratio=0.0)
         self._plan = batches(texts, settings.batch_tokens, settings.seed)
         self.num_steps = settings.epochs * len(self._plan)
         self._kept = KeptStates(settings.kept_states_bytes)
         identity = _identity(kind, texts, settings)
         self._state = SavedState.read(state_file, identity) or SavedState(identity)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self._drafter = kind.new(texts, settings, () if self._state.step else self._first()).to(self._device)
+        self._optimizer = torch.optim.AdamW(self._drafter.parameters(), lr=settings.lr, weight_decay=0.0)
+        self._schedule = TrainingConfig(lr=settings.lr, warmup=settings.warmup, final_lr_ratio=0.0)
         if self._state.step:
             self._drafter.load_state_dict(self._state.drafter)
             self._optimizer.load_state_dict(self._state.optimizer)
@@ -108,13 +111,31 @@ class _Training:
         for step in range(self._state.step, self.num_steps):
             yield step, epoch_order(each, step // each, seed)[step % each]
 
+    def _first(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches of the first epoch with their states, as they are read there, up to a number of tokens."""
+        tokens = 0
+        for number in epoch_order(len(self._plan), 0, self._settings.seed):
+            batch = self._batch(number)
+            with fast_products(self._device):
+                states = self._states(number, batch)
+            yield batch, states
+            tokens += batch.ids.numel()
+            if tokens >= FIRST_TOKENS:
+                return
+
+    def _batch(self, number: int) -> Batch:
+        return Batch.of([self._texts[i] for i in self._plan[number]], self._device)
+
+    def _states(self, number: int, batch: Batch) -> Tensor:
+        return self._kept.get(number, self._device, partial(self._kind.states, batch.ids))
+
     def update(self, step: int, number: int) -> float:
         """Train on a batch and return its loss. Raises OpenMathError where that is not finite."""
-        batch = Batch.of([self._texts[i] for i in self._plan[number]], self._device)
+        batch = self._batch(number)
         self._optimizer.param_groups[0]["lr"] = learning_rate(step, self.num_steps, self._schedule)
         self._optimizer.zero_grad()
         with fast_products(self._device):
-            states = self._kept.get(number, self._device, partial(self._kind.states, batch.ids))
+            states = self._states(number, batch)
             loss = self._kind.add_gradients(self._drafter, batch, states)
         if not np.isfinite(loss.value):
             raise OpenMathError(f"the drafter's loss is {loss.value} at step {step + 1}; lower lr")

@@ -20,7 +20,15 @@ from nemo_openmath.inference.embedded import drafters as drafters_module
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.kernels import load_kernels
-from nemo_openmath.inference.embedded.ngrams import LONGEST, PLACES, IndexedText, Library, NgramProposer, match_length
+from nemo_openmath.inference.embedded.ngrams import (
+    KINDS,
+    LONGEST,
+    PLACES,
+    IndexedText,
+    Library,
+    NgramProposer,
+    match_length,
+)
 from nemo_openmath.inference.embedded.pace import MOST, PLAIN, SLEEP, Pace
 from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.redrafter import CompiledSearch, TorchSearch
@@ -430,6 +438,40 @@ def test_beams_are_those_of_the_drafter(tmp_path, shape):
 
 
 @compiler
+class Fixed:
+    """Makes the same guesses for each row."""
+
+    def __init__(self, proposal: Proposal | None, classes: int):
+        self.proposal, self.expected = proposal, (0.5,) * classes
+
+    def begin(self, row: int) -> None: ...
+    def move(self, source: int, target: int) -> None: ...
+    def propose(self, rows, most):
+        return [self.proposal for _ in rows]
+
+
+def test_guesses_of_both_are_one_tree():
+    """A guess that both make stands there once, in a class of its own; the other's go on from where they part."""
+    drafted = Proposal([5, 6, 7, 8], [-1, 0, 1, 0], [0, 1, 2, 3])
+    classes = 2 * KINDS
+    cases = (
+        ([5, 6, 9, 9], [5, 6, 7, 8, 9, 9], [-1, 0, 1, 0, 1, 4], ["b0", "b1", "d2", "d3", "n4", "n5"]),
+        ([4, 6], [5, 6, 7, 8, 4, 6], [-1, 0, 1, 0, -1, 4], ["d0", "d1", "d2", "d3", "n2", "n3"]),
+        ([5, 8, 6], [5, 6, 7, 8, 6], [-1, 0, 1, 0, 3], ["b0", "d1", "d2", "b3", "n4"]),
+        (None, drafted.tokens, drafted.parents, ["d0", "d1", "d2", "d3"]),
+    )
+    for found, tokens, parents, wanted in cases:
+        chain = None if found is None else Proposal.chain(found, list(range(2, 2 + len(found))))
+        both = drafters_module.Both(Fixed(chain, classes), Fixed(drafted, 4))
+        (made,) = both.propose([0], [9])
+        first = {"d": classes, "b": classes + 4, "n": classes + 8}
+        assert (made.tokens, made.parents) == (tokens, parents)
+        assert made.classes == [first[name[0]] + int(name[1:]) for name in wanted]
+        assert max(made.classes) < len(both.expected)
+    long = Proposal.chain([5, 6], [drafters_module.LONG, drafters_module.LONG + 1])
+    assert drafters_module.Both(Fixed(long, classes), Fixed(drafted, 4)).propose([0], [9]) == [long]
+
+
 async def test_a_trained_drafter_changes_nothing_but_the_speed(model_dir, tmp_path):
     made = requests(30)
     plain = await plain_answers(model_dir, made, slots=16)

@@ -192,7 +192,7 @@ def test_a_trained_head_is_accepted(deep: Any, deep_texts: list[Text], tmp_path:
     trained = train(
         kind, deep_texts[:72], settings, lambda *step: losses.append(step[2]), held_out=deep_texts[72:]
     )  # fmt: skip
-    untrained = measure(kind, kind.new(deep_texts[:72], settings).eval(), deep_texts[72:])
+    untrained = measure(kind, kind.new(deep_texts[:72], settings, ()).eval(), deep_texts[72:])
     assert losses[-1] < 0.8 * losses[0]
     assert trained.acceptance.accepted_per_step > 2 * untrained.accepted_per_step
     assert trained.acceptance.draft_tokens == 3

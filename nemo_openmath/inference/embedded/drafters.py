@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +27,17 @@ from nemo_openmath.models.drafters import TENSORS
 LONG = 6  # tokens of a match behind which nobody else is asked
 
 
-class LongestMatchFirst:
-    """A :class:`Proposer` of two: n-grams where many tokens match, else a drafter."""
+class Both:
+    """A :class:`Proposer` of two: n-grams alone where many tokens match, else one tree of a drafter's guesses and
+    theirs. How often a guess is right depends on whether the other one makes it, too: so there are classes for that."""
 
     def __init__(self, ngrams: NgramProposer, drafter: Proposer):
         self._ngrams, self._drafter = ngrams, drafter
-        self.expected: Sequence[float] = (*ngrams.expected, *drafter.expected)
+        found, drafted = tuple(ngrams.expected), tuple(drafter.expected)
+        agreed = tuple(max(share, 0.8) for share in drafted)
+        against = tuple(share / 2 for share in found)
+        self.expected: Sequence[float] = (*found, *drafted, *agreed, *against)
+        self._first = _First(len(found), len(found) + len(drafted), len(found) + 2 * len(drafted))
 
     def begin(self, row: int) -> None:
         self._ngrams.begin(row)
@@ -48,9 +54,36 @@ class LongestMatchFirst:
             drafted = self._drafter.propose([rows[i] for i in asked], [most[i] for i in asked])
             for i, proposal in zip(asked, drafted, strict=True):
                 if proposal is not None:
-                    classes = [len(self._ngrams.expected) + kind for kind in proposal.classes]
-                    proposals[i] = Proposal(proposal.tokens, proposal.parents, classes)
+                    proposals[i] = _joined(proposal, proposals[i], self._first)
         return proposals
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first classes of guesses: a drafter's alone, those that n-grams make as well, n-grams' alone beside it."""
+
+    drafted: int
+    agreed: int
+    against: int
+
+
+def _joined(drafted: Proposal, found: Proposal | None, first: _First) -> Proposal:
+    """One tree of both: the drafter's, and the chain ``found`` as far as that is another one."""
+    tokens, parents = list(drafted.tokens), list(drafted.parents)
+    classes = [first.drafted + kind for kind in drafted.classes]
+    if found is not None:
+        place = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
+        at = -1
+        for token, kind in zip(found.tokens, found.classes, strict=True):
+            if (same := place.get((at, token))) is not None:
+                classes[same] = first.agreed + drafted.classes[same]
+                at = same
+                continue
+            tokens.append(token)
+            parents.append(at)
+            classes.append(first.against + kind)
+            at = len(tokens) - 1
+    return Proposal(tokens, parents, classes)
 
 
 def weights_bytes(drafter: str | Path | DraftSource | None) -> int:
@@ -89,4 +122,4 @@ def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, wei
 
 
 def _trained(table: RowTable, search: Search) -> Proposer:
-    return LongestMatchFirst(NgramProposer(table), RedrafterProposer(table, search))
+    return Both(NgramProposer(table), RedrafterProposer(table, search))
