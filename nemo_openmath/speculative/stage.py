@@ -27,7 +27,7 @@ from nemo_openmath.models.drafter_shape import DraftForm, Recurrence, refuse_few
 from nemo_openmath.models.hf_config import describe
 from nemo_openmath.speculative.acceptance import Acceptance
 from nemo_openmath.speculative.settings import DrafterSettings
-from nemo_openmath.speculative.texts import Texts, read_texts
+from nemo_openmath.speculative.texts import Texts, read_texts, some_texts
 
 _STATE = ".training.pt"
 
@@ -49,6 +49,9 @@ class DrafterConfig:
     recurrence: Recurrence = "silu"
     """Of a ReDrafter. ``linear``: its state has no activation and no bias, which is what TensorRT-LLM's engines
     compute. ``silu`` is the form of its paper."""
+    kept_texts: NonNegativeInt = 1 << 18
+    """Tokens of the solutions that are kept beside a ReDrafter: the embedded engine's n-grams look into them from the
+    start. 0: none."""
     lr: PositiveFloat = 1e-3
     """Highest learning rate; it falls to 0 as a cosine."""
     warmup: ShareBelowOne = 0.1
@@ -91,7 +94,7 @@ class TrainDrafter(Stage[DrafterConfig]):
     It runs in one process. Killed and run again it goes on from its newest save, and makes the same drafter."""
 
     kind = "drafter.train"
-    version = 3  # batches are the same in all epochs; acceptance is written beside the drafter
+    version = 4  # it begins as the best linear one, and learns all probabilities of the model
     Config = DrafterConfig
     ports = {
         "generations": "solutions that the model itself generated",
@@ -120,6 +123,7 @@ class TrainDrafter(Stage[DrafterConfig]):
 
     def _train(self, context: StageContext, stopped: threading.Event) -> None:
         from nemo_openmath.checkpoints.output import building  # torch takes seconds to import
+        from nemo_openmath.models.drafter_texts import save_texts
         from nemo_openmath.speculative.eagle3 import Eagle3Training
         from nemo_openmath.speculative.frozen import load_base
         from nemo_openmath.speculative.redrafter import RedrafterTraining
@@ -138,6 +142,7 @@ class TrainDrafter(Stage[DrafterConfig]):
             settings,
             note.step,
             held_out=texts.held_out,
+            on_read=note.read,
             on_measured=note.measured,
             state_file=state_file,
         )
@@ -161,6 +166,8 @@ class TrainDrafter(Stage[DrafterConfig]):
         inputs = {path.name: {"path": str(path), "digest": digest_tree(path)} for path in sources}
         with building(context.output, into_existing=True) as folder:
             trained.drafter.save(folder)
+            if isinstance(kind, RedrafterTraining):
+                save_texts(folder, some_texts(texts.training, self.config.kept_texts, context.seed))
             write_report(folder, trained, facts)
             Lineage("drafter", inputs, config={**self.settings(), "seed": context.seed}).write(folder)
         state_file.unlink(missing_ok=True)
@@ -214,9 +221,19 @@ class _Notes:
     def __init__(self, context: StageContext, stopped: threading.Event):
         self._context, self._stopped, self._begun, self._accepted = context, stopped, False, ""
 
-    def step(self, step: int, steps: int, loss: float) -> None:
+    def read(self, batches: int, of: int) -> None:
+        self._go_on()
+        if batches == 1:
+            self._context.progress.log("the model reads its solutions, from which the drafter begins")
+            self._context.progress.begin(of)
+        self._context.progress.advance(1, "batches read")
+
+    def _go_on(self) -> None:
         if self._stopped.is_set():
             raise OpenMathError(f"{self._context.name}: stopped")
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        self._go_on()
         if not self._begun:
             if step > 1:
                 self._context.progress.log(f"goes on at step {step} of {steps}: its newest save is of step {step - 1}")

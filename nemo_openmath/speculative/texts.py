@@ -72,6 +72,18 @@ def frequent_tokens(texts: Sequence[Text], count: int, vocab: int) -> NDArray[np
     return np.sort(order)
 
 
+def some_texts(texts: Sequence[Text], most_tokens: int, seed: int) -> list[NDArray[np.int32]]:
+    """Return what the model wrote in some of the texts, without their prompts, of at most ``most_tokens`` tokens
+    together; ``seed`` chooses them."""
+    chosen: list[NDArray[np.int32]] = []
+    for i in np.random.default_rng([seed, 2]).permutation(len(texts)):
+        text = texts[i].ids[int(texts[i].loss_mask.argmax()) :]
+        if len(text) <= most_tokens:
+            chosen.append(text)
+            most_tokens -= len(text)
+    return chosen
+
+
 def _batches(generations: Iterable[Generation]) -> Iterator[Sequence[Generation]]:
     stream = iter(generations)
     while batch := list(islice(stream, _BATCH)):

@@ -28,6 +28,7 @@ from nemo_openmath.training.schedule import learning_rate
 
 FIRST_TOKENS = 1 << 18  # of texts that a drafter may be made from before it is trained
 
+OnRead = Callable[[int, int], None]
 OnStep = Callable[[int, int, float], None]
 OnMeasured = Callable[[int, Acceptance], None]
 
@@ -54,16 +55,18 @@ def train(
     on_step: OnStep,
     *,
     held_out: Sequence[Text] = (),
+    on_read: OnRead = lambda *_: None,
     on_measured: OnMeasured = lambda *_: None,
     state_file: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainedDrafter:
-    """Train a new drafter and measure it on ``held_out``; call ``on_step(step, steps, loss)`` after each update.
+    """Train a new drafter and measure it on ``held_out``; call ``on_step(step, steps, loss)`` after each update, and
+    ``on_read(batches, all)`` after each batch that is read before the first one.
 
     The same texts, settings and machine give the same drafter, also where the training was killed and goes on from
     ``state_file``. Raises OpenMathError when the loss is not finite.
     """
-    training = _Training(kind, texts, settings, held_out, state_file)
+    training = _Training(kind, texts, settings, held_out, state_file, on_read)
     saved_at = clock()
     for step, batch in training.remaining():
         loss = training.update(step, batch)
@@ -88,6 +91,7 @@ class _Training:
         settings: DrafterSettings,
         held_out: Sequence[Text],
         state_file: Path | None,
+        on_read: OnRead,
     ):
         self._kind, self._texts, self._settings, self._held_out = kind, texts, settings, held_out
         self._device = kind.base.device
@@ -98,7 +102,7 @@ class _Training:
         self._state = SavedState.read(state_file, identity) or SavedState(identity)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self._drafter = kind.new(texts, settings, () if self._state.step else self._first()).to(self._device)
+            self._drafter = kind.new(texts, settings, () if self._state.step else self._first(on_read)).to(self._device)
         self._optimizer = torch.optim.AdamW(self._drafter.parameters(), lr=settings.lr, weight_decay=0.0)
         self._schedule = TrainingConfig(lr=settings.lr, warmup=settings.warmup, final_lr_ratio=0.0)
         if self._state.step:
@@ -111,17 +115,17 @@ class _Training:
         for step in range(self._state.step, self.num_steps):
             yield step, epoch_order(each, step // each, seed)[step % each]
 
-    def _first(self) -> Iterator[tuple[Batch, Tensor]]:
+    def _first(self, on_read: OnRead) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the batches of the first epoch with their states, as they are read there, up to a number of tokens."""
-        tokens = 0
-        for number in epoch_order(len(self._plan), 0, self._settings.seed):
+        order = epoch_order(len(self._plan), 0, self._settings.seed)
+        sums = np.cumsum([sum(len(self._texts[i].ids) for i in self._plan[number]) for number in order])
+        first = order[: 1 + int(np.searchsorted(sums, FIRST_TOKENS))]
+        for count, number in enumerate(first, 1):
             batch = self._batch(number)
             with fast_products(self._device):
                 states = self._states(number, batch)
             yield batch, states
-            tokens += batch.ids.numel()
-            if tokens >= FIRST_TOKENS:
-                return
+            on_read(count, len(first))
 
     def _batch(self, number: int) -> Batch:
         return Batch.of([self._texts[i] for i in self._plan[number]], self._device)

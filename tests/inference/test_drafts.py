@@ -14,7 +14,7 @@ import torch
 from aiohttp import ClientSession
 
 from nemo_openmath.core.engine import Finish, Request, Sampling
-from nemo_openmath.core.errors import UserError
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded import drafters as drafters_module
 from nemo_openmath.inference.embedded import engine as engine_module
@@ -36,6 +36,7 @@ from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.serving.openai_server import OpenAIServer
+from nemo_openmath.models.drafter_texts import load_texts, save_texts
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
 from tests.inference.decoders import MODELS, WAYS, compiled
 from tests.inference.exact import all_continuations, chi_square
@@ -270,6 +271,28 @@ def test_ngrams_look_into_other_texts_for_a_longer_match():
     assert proposer.propose([2], [2]) == [Proposal.chain([4, 5], second.classes[:2])]
     table.set_ids(1, np.array([4, 1, 2, 3]))
     assert proposer.propose([1], [1])[0].tokens == [4]
+
+
+def test_texts_of_a_drafter_are_looked_into_from_the_start(tmp_path):
+    """They lie in its folder; a file that holds others is named."""
+    texts = [np.array(ids, np.int32) for ids in ([9, 8, 7, 6], [5], [1, 2, 3, 4, 5])]
+    save_texts(tmp_path, texts)
+    found = load_texts(tmp_path, 10)
+    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in texts]
+    table = RowTable(1, 16)
+    table.ids[0, :3], table.length[0] = [9, 1, 2], 3
+    assert NgramProposer(table).propose([0], [2]) == [None]
+    proposer = NgramProposer(table, found)
+    assert proposer.propose([0], [2]) == [Proposal.chain([3, 4], [KINDS + 2, KINDS + 3])]
+    with pytest.raises(DamagedFile, match="texts of 9 tokens"):
+        load_texts(tmp_path, 9)
+    path = tmp_path / "texts.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DamagedFile, match=r"texts\.safetensors"):
+        load_texts(tmp_path, 10)
+    path.unlink()
+    save_texts(tmp_path, [])
+    assert load_texts(tmp_path, 10) == []
 
 
 def test_a_library_forgets_before_it_is_too_large():
@@ -512,14 +535,16 @@ async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_d
 
 
 async def test_the_memory_of_a_drafter_is_counted(model_dir, tmp_path):
-    """Weights that fill what is free leave no room for keys and values."""
-    folder = drafter(tmp_path / "d")
-    engine = EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=folder)
-    await engine.close()
-    with (folder / "model.safetensors").open("r+b") as file:
-        file.truncate(1 << 43)  # 8 TiB, of which the disk holds nothing
-    with pytest.raises(UserError, match="does not fit"):
-        EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=folder)
+    """Weights or texts that fill what is free leave no room for keys and values."""
+    for name in ("model", "texts"):
+        folder = drafter(tmp_path / name)
+        save_texts(folder, [np.zeros(9, np.int32)])
+        engine = EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=folder)
+        await engine.close()
+        with (folder / f"{name}.safetensors").open("r+b") as file:
+            file.truncate(1 << 43)  # 8 TiB, of which the disk holds nothing
+        with pytest.raises(UserError, match="does not fit"):
+            EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=folder)
 
 
 def test_a_drafter_of_another_model_is_named(model_dir, tmp_path):

@@ -17,7 +17,7 @@ from nemo_openmath.speculative.frozen import Batch, KeptStates
 from nemo_openmath.speculative.redrafter import RedrafterTraining
 from nemo_openmath.speculative.report import page
 from nemo_openmath.speculative.settings import DrafterSettings
-from nemo_openmath.speculative.texts import Text, frequent_tokens
+from nemo_openmath.speculative.texts import Text, frequent_tokens, some_texts
 from nemo_openmath.speculative.train import TrainedDrafter, measure, train
 from tests.speculative.served import HIDDEN, VOCAB, greedy
 
@@ -116,6 +116,16 @@ def test_the_tokens_that_the_model_wrote_most() -> None:
     assert frequent_tokens([text], 8, 10).tolist() == [2, 4, 7], "what it never wrote has no row"
     assert frequent_tokens([text], 0, 10) is None
     assert frequent_tokens([text], 10, 10) is None
+
+
+def test_the_texts_that_are_kept_are_those_of_the_model_and_have_a_bound() -> None:
+    texts = [Text(np.arange(10 * i, 10 * i + 6, dtype=np.int32), np.arange(6) >= 2) for i in range(9)]
+    texts[4] = Text(np.arange(99, dtype=np.int32), np.arange(99) >= 2)
+    kept = some_texts(texts, 13, seed=1)
+    assert len(kept) == 3, "four tokens each; the long one has no room"
+    assert all(ids.tolist() == list(range(10 * (int(ids[0]) // 10) + 2, 10 * (int(ids[0]) // 10) + 6)) for ids in kept)
+    assert [a.tolist() for a in some_texts(texts, 13, seed=2)] != [a.tolist() for a in kept]
+    assert some_texts(texts, 0, seed=1) == []
 
 
 class Killed(BaseException):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
-from nemo_openmath.inference.embedded.ngrams import NgramProposer, match_length
+from nemo_openmath.inference.embedded.ngrams import TOKEN_BYTES, NgramProposer, match_length
 from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal, Proposer
 from nemo_openmath.inference.embedded.redrafter import (
     BEAMS,
@@ -22,6 +24,7 @@ from nemo_openmath.inference.embedded.redrafter import (
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.weights import Weights
 from nemo_openmath.inference.open import NGRAM, NONE
+from nemo_openmath.models.drafter_texts import TEXTS, load_texts
 from nemo_openmath.models.drafters import TENSORS
 
 LONG = 6  # tokens of a match behind which nobody else is asked
@@ -86,11 +89,13 @@ def _joined(drafted: Proposal, found: Proposal | None, first: _First) -> Proposa
     return Proposal(tokens, parents, classes)
 
 
-def weights_bytes(drafter: str | Path | DraftSource | None) -> int:
-    """Return the memory that a drafter's weights take beside the model's; 0 where it has none."""
-    if drafter is None or isinstance(drafter, DraftSource) or not (file := Path(drafter) / TENSORS).is_file():
+def memory_of(drafter: str | Path | DraftSource | None) -> int:
+    """Return the memory that a drafter takes beside the model: its weights, and n-grams of its texts; 0 where it has
+    none."""
+    if drafter is None or isinstance(drafter, DraftSource):
         return 0
-    return file.stat().st_size
+    sizes = [file.stat().st_size if (file := Path(drafter) / name).is_file() else 0 for name in (TENSORS, TEXTS)]
+    return sizes[0] + sizes[1] // 4 * TOKEN_BYTES
 
 
 def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, weights: Weights) -> DraftSource | None:
@@ -118,8 +123,9 @@ def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, wei
         search = CompiledSearch(trained, weights.embedding, length, BEAMS, decoder.kernels)
     else:
         search = TorchSearch(trained, weights.embedding, length, BEAMS)
-    return DraftSource(str(folder), partial(_trained, search=search), hidden=trained.shape.hidden)
+    texts = load_texts(folder, trained.shape.vocab)
+    return DraftSource(str(folder), partial(_trained, search=search, texts=texts), hidden=trained.shape.hidden)
 
 
-def _trained(table: RowTable, search: Search) -> Proposer:
-    return Both(NgramProposer(table), RedrafterProposer(table, search))
+def _trained(table: RowTable, search: Search, texts: Sequence[np.ndarray]) -> Proposer:
+    return Both(NgramProposer(table, texts), RedrafterProposer(table, search))

@@ -27,7 +27,7 @@ from nemo_openmath.core.errors import UserError
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder
-from nemo_openmath.inference.embedded.drafters import draft_source, weights_bytes
+from nemo_openmath.inference.embedded.drafters import draft_source, memory_of
 from nemo_openmath.inference.embedded.memory import SLOTS, MemoryPlan, Need, address_space, plan_memory
 from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.requests import EngineRequest, OnDone, Statistics
@@ -115,7 +115,7 @@ class EmbeddedEngine:
             raise UserError(f"dtype {dtype!r} is unknown", remedy=f"use one of {', '.join(_DTYPES)}")
         check_device(device)
         use_steady_attention(device)
-        drafter_bytes = weights_bytes(drafter)
+        drafter_bytes = memory_of(drafter)
         plan = _plan(Path(model_dir), dtype, device, slots, max_context, cache_mib, prefix_cache_bytes, drafter_bytes)
         if not isinstance(drafter, DraftSource):
             check_drafter(drafter, Path(model_dir))

@@ -10,8 +10,10 @@ each place to the one before it, as in LZ77.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -21,7 +23,8 @@ LONGEST = 16  # tokens that are compared
 PLACES = 8  # that are looked at, in each text
 TEXTS = 4  # that are looked into, besides the own one
 AHEAD = 16  # tokens that are guessed
-MOST_TOKENS = 1 << 20  # of all texts that are kept, at 100 to 200 bytes
+MOST_TOKENS = 1 << 20  # of all texts that are kept
+TOKEN_BYTES = 200  # that each of them takes
 
 KINDS = LONGEST + AHEAD  # classes of guesses in the own text, and as many in others
 
@@ -119,12 +122,15 @@ class Library:
 
 class NgramProposer:
     """A :class:`~nemo_openmath.inference.embedded.proposers.Proposer` without a model. The class of a guess is the
-    number of tokens before it that match, and whether they do so in its own text."""
+    number of tokens before it that match, and whether they do so in its own text. ``texts``: token ids of texts that it
+    looks into beside those of the engine."""
 
     expected: Sequence[float] = 2 * tuple(min(0.9, 0.2 + 0.05 * length) for length in range(KINDS))
 
-    def __init__(self, table: RowTable):
+    def __init__(self, table: RowTable, texts: Iterable[np.ndarray] = ()):
         self._table, self._library = table, Library()
+        for ids in texts:
+            IndexedText(self._library).add(ids.tolist())
         self._texts = [IndexedText(self._library) for _ in range(len(table.length))]
 
     def begin(self, row: int) -> None:
