@@ -1,13 +1,16 @@
 """Decoding with guessed tokens against plain decoding: the same requests, the same tokens, one run.
 
     python benchmarks/drafting.py [MODEL] [--drafter DIR] [--batches 1,4,16] [--tokens 120] [--samples 1] [--threads 1]
+    python benchmarks/drafting.py MODEL --generations runs/drafter/held_out --drafter runs/drafter/drafter
 
 MODEL: a model folder with a chat template, which is asked short problems of mathematics; without it, the base model of
 the tiny world (``examples/base``), which goes on with documents of that world. For each number of requests at once, and
 greedily as well as at temperature 0.7: the seconds of plain decoding over those with n-grams (``ngram``) and, with
 ``--drafter``, a trained drafter, in processor time and in wall time, the tokens of a step of a request, and how many
 guesses were right at the first place behind the newest token, at the second, and so on. ``--samples``: of each problem.
-``--unguessable``: random prompts and temperature 2 instead, of which nothing can be guessed; what looking costs.
+``--generations``: a folder of solutions of the model: all that it wrote there, between runs of code as well, is asked
+for again, from what stood before it. ``--unguessable``: random prompts and temperature 2 instead, of which nothing can
+be guessed; what looking costs.
 
 Each engine is new, and has had as many other requests before the clock starts, in which it learns what a pass takes and
 how often guesses are right. Engines share one copy of the weights and take turns ``--rounds`` times; the fastest round
@@ -27,8 +30,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nemo_openmath.chat import Transcript, encode_many
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Sampling
+from nemo_openmath.core.records import Generation, read_records
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder
@@ -85,6 +90,19 @@ def prompts_of(model: Path, tokenizer: ChatTokenizer, count: int, vocab: int, gu
     turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     texts = itertools.islice(itertools.cycle(PROBLEMS), count)
     return [np.array(tokenizer.encode(turn.format(TASK + text)), np.int32) for text in texts]
+
+
+def written(folder: Path, tokenizer: ChatTokenizer) -> list[tuple[np.ndarray, int]]:
+    """What stands before each piece that the model wrote in the generations of a folder, and the piece's tokens."""
+    pieces: list[tuple[np.ndarray, int]] = []
+    for generation in read_records(folder, Generation):
+        (encoded,) = encode_many([Transcript.from_json(generation.transcript)], tokenizer)
+        ids, own = np.array(encoded.ids, np.int32), np.array(encoded.loss_mask, bool)
+        edges = np.flatnonzero(np.diff(own.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+        pieces += [
+            (ids[:start], int(end - start)) for start, end in edges.tolist() if end < CONTEXT and end > start + 4
+        ]
+    return pieces
 
 
 def measure(batch: ContinuousBatch, requests: Sequence[EngineRequest], threads: int) -> Measured:
@@ -149,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, default=BASE)
     parser.add_argument("--drafter", help="folder of a trained drafter")
+    parser.add_argument("--generations", type=Path, help="folder of solutions of the model")
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--samples", type=int, default=1)
@@ -167,19 +186,28 @@ def main() -> None:
         decoder = compile_decoder(weights, max(sizes), options.threads)
         if decoder is None:
             raise SystemExit("no C compiler: nothing to compare")
-        tokenizer = ChatTokenizer.load(options.model, chat=False)
+        tokenizer = ChatTokenizer.load(options.model, chat=options.generations is not None)
         for size in sizes:
             count = 2 * max(options.requests, size)
-            problems = prompts_of(
-                options.model, tokenizer, -(-count // options.samples), decoder.vocab, not options.unguessable
-            )
-            asked = [prompt for prompt in problems for _ in range(options.samples)][:count]
+            if options.generations:
+                pieces = written(options.generations, tokenizer)
+                if count > len(pieces):
+                    raise SystemExit(f"{options.generations}: {len(pieces)} pieces, and {count} are asked for")
+                asked = pieces[:count]
+            else:
+                problems = prompts_of(
+                    options.model, tokenizer, -(-count // options.samples), decoder.vocab, not options.unguessable
+                )
+                asked = [(prompt, options.tokens) for prompt in problems for _ in range(options.samples)][:count]
             for temperature in temperatures:
-                print(f"{size} at once, temperature {temperature:g}, {count // 2} requests of {options.tokens} tokens")
+                tokens = sum(length for _, length in asked[count // 2 :])
+                print(f"{size} at once, temperature {temperature:g}, {count // 2} requests, at most {tokens} tokens")
                 make = partial(engines, options.model, decoder, weights, drafters, size)
                 top_p = 1.0 if options.unguessable else 0.95
-                draws = [Sampling(options.tokens, temperature, top_p, seed=i) for i in range(count)]
-                requests = [EngineRequest(p, d, lambda _: None) for p, d in zip(asked, draws, strict=True)]
+                requests = [
+                    EngineRequest(prompt, Sampling(length, temperature, top_p, seed=i), lambda _: None)
+                    for i, (prompt, length) in enumerate(asked)
+                ]
                 compare(make, requests, options.rounds, options.threads)
 
 
