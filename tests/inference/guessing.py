@@ -20,6 +20,7 @@ class RandomTrees:
     """Random trees of at most ``nodes`` guesses. Of the prompts in ``known`` it knows the whole text, and in one branch
     of each tree it tells the truth for a while; where that branch stands is random, too."""
 
+    levels = 1
     expected: Sequence[float] = (0.5,)
 
     def __init__(
@@ -41,7 +42,7 @@ class RandomTrees:
     def move(self, source: int, target: int) -> None:
         pass
 
-    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
+    def propose(self, rows: Sequence[int], most: Sequence[int], level: int) -> list[Proposal | None]:
         return [self._tree(row, n) for row, n in zip(rows, most, strict=True)]
 
     def _tree(self, row: int, most: int) -> Proposal | None:

@@ -368,6 +368,25 @@ def test_a_drafter_that_takes_longer_than_it_saves_is_asked_rarely(took, always)
     assert sum(looks) == 300 - 300 // PLAIN if always else sum(looks) < 15
 
 
+@pytest.mark.parametrize(("took", "best"), [(0.1, 2), (0.9, 1), (3.0, 1)])
+def test_the_dearer_look_rests_where_the_cheaper_one_is_faster(took, best):
+    """The cheaper one finds a guess of five in ten, the dearer one of nine; with 8 rows both are worth nothing here."""
+    pace = Pace([0.5, 0.9], levels=2)
+    for tokens in (1, 2, 3, 4):
+        for _ in range(50):
+            pace.cost.measured(tokens, tokens > 1, 1 + 0.05 * (tokens - 1))
+    looks = []
+    for _ in range(300):
+        looks.append(pace.looks(1))
+        if looks[-1]:
+            pace.choose(1, [Proposal.chain([5], [looks[-1] - 1])])
+            pace.looked({1: 0.01, 2: took}[looks[-1]] * pace.cost.level)
+    counts = [looks[100:].count(level) for level in range(3)]
+    assert counts[best] > 200 * 0.9
+    assert 0 < counts[3 - best] <= 200 / SLEEP + 1, "the other one is tried now and then"
+    assert counts[0] == 200 // PLAIN + (counts[0] > 200 // PLAIN)
+
+
 def test_the_price_of_guesses_does_not_become_that_of_plain_passes():
     """Though nearly all passes have guesses, that are dearer than was assumed."""
     pace = Pace([0.5])
@@ -465,11 +484,11 @@ class Fixed:
     """Makes the same guesses for each row."""
 
     def __init__(self, proposal: Proposal | None, classes: int):
-        self.proposal, self.expected = proposal, (0.5,) * classes
+        self.proposal, self.expected, self.levels = proposal, (0.5,) * classes, 1
 
     def begin(self, row: int) -> None: ...
     def move(self, source: int, target: int) -> None: ...
-    def propose(self, rows, most):
+    def propose(self, rows, most, level=1):
         return [self.proposal for _ in rows]
 
 
@@ -486,13 +505,14 @@ def test_guesses_of_both_are_one_tree():
     for found, tokens, parents, wanted in cases:
         chain = None if found is None else Proposal.chain(found, list(range(2, 2 + len(found))))
         both = drafters_module.Both(Fixed(chain, classes), Fixed(drafted, 4))
-        (made,) = both.propose([0], [9])
+        (made,) = both.propose([0], [9], 2)
+        assert both.propose([0], [9], 1) == [chain]
         first = {"d": classes, "b": classes + 4, "n": classes + 8}
         assert (made.tokens, made.parents) == (tokens, parents)
         assert made.classes == [first[name[0]] + int(name[1:]) for name in wanted]
         assert max(made.classes) < len(both.expected)
     long = Proposal.chain([5, 6], [drafters_module.LONG, drafters_module.LONG + 1])
-    assert drafters_module.Both(Fixed(long, classes), Fixed(drafted, 4)).propose([0], [9]) == [long]
+    assert drafters_module.Both(Fixed(long, classes), Fixed(drafted, 4)).propose([0], [9], 2) == [long]
 
 
 async def test_a_trained_drafter_changes_nothing_but_the_speed(model_dir, tmp_path):
@@ -517,9 +537,9 @@ async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_d
     batch = engine._scheduler._batch
     table, propose = batch._rows, batch._drafting._proposer.propose
 
-    def watched(rows, most):
+    def watched(rows, most, level):
         seen.extend((table.ids[r, : table.length[r]].copy(), table.states[r].copy()) for r in rows)
-        return propose(rows, most)
+        return propose(rows, most, level)
 
     batch._drafting._proposer.propose, batch._drafting.pace = watched, None
     sampling = Sampling(max_tokens=12, temperature=1.0)

@@ -31,8 +31,11 @@ LONG = 6  # tokens of a match behind which nobody else is asked
 
 
 class Both:
-    """A :class:`Proposer` of two: n-grams alone where many tokens match, else one tree of a drafter's guesses and
-    theirs. How often a guess is right depends on whether the other one makes it, too: so there are classes for that."""
+    """A :class:`Proposer` of two. Level 1 is n-grams alone. Level 2 is n-grams alone where many tokens match, else one
+    tree of a drafter's guesses and theirs. A guess that the other one makes, too, is right more often: so there are
+    classes for that."""
+
+    levels = 2
 
     def __init__(self, ngrams: NgramProposer, drafter: Proposer):
         self._ngrams, self._drafter = ngrams, drafter
@@ -50,11 +53,13 @@ class Both:
         self._ngrams.move(source, target)
         self._drafter.move(source, target)
 
-    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
+    def propose(self, rows: Sequence[int], most: Sequence[int], level: int) -> list[Proposal | None]:
         proposals = self._ngrams.propose(rows, most)
+        if level == 1:
+            return proposals
         asked = [i for i, proposal in enumerate(proposals) if proposal is None or match_length(proposal) < LONG]
         if asked:
-            drafted = self._drafter.propose([rows[i] for i in asked], [most[i] for i in asked])
+            drafted = self._drafter.propose([rows[i] for i in asked], [most[i] for i in asked], 1)
             for i, proposal in zip(asked, drafted, strict=True):
                 if proposal is not None:
                     proposals[i] = _joined(proposal, proposals[i], self._first)

@@ -34,7 +34,7 @@ class Drafting:
 
     def __init__(self, source: DraftSource, table: RowTable, room: int, clock: Callable[[], float] = time.thread_time):
         self._proposer = source.make(table)
-        self.pace = Pace(self._proposer.expected) if source.paced else None
+        self.pace = Pace(self._proposer.expected, self._proposer.levels) if source.paced else None
         self._table, self._room, self._clock = table, room, clock
         self._began: float | None = None  # the pass, where it was looked for guesses before
         self._watched: list[_Watched | None] = [None] * len(table.length)
@@ -58,22 +58,23 @@ class Drafting:
     def trees(self, rows: np.ndarray) -> list[DraftTree]:
         """Return a tree for each of ``rows``, of which at least one has guesses; nothing where none is worth it."""
         if self.pace is None:
-            return self._look(rows)
-        if not self.pace.looks(len(rows)):
+            return self._look(rows, self._proposer.levels)
+        level = self.pace.looks(len(rows))
+        if not level:
             self._began = self._clock() if self.pace.measures else None
             return []
         began = self._clock()
-        trees = self._look(rows)
+        trees = self._look(rows, level)
         self._began = self._clock()
         self.pace.looked(self._began - began)
         return trees
 
-    def _look(self, rows: np.ndarray) -> list[DraftTree]:
+    def _look(self, rows: np.ndarray, level: int) -> list[DraftTree]:
         length, full = self._table.length[rows], self._table.full_length[rows]
         # the last token of a request is drawn and not computed, and what follows it is not even drawn
         most = np.minimum(np.minimum(full - 1, self._room) - length, max(LEAST_AHEAD, MOST_AHEAD // len(rows)))
         listed, lengths = rows.tolist(), length.tolist()
-        proposals = self._proposer.propose(listed, most.tolist())
+        proposals = self._proposer.propose(listed, most.tolist(), level)
         for row, start, proposal in zip(listed, lengths, proposals, strict=True):
             self._learn(row, start, proposal)
         if self.pace is None:

@@ -125,6 +125,7 @@ class NgramProposer:
     number of tokens before it that match, and whether they do so in its own text. ``texts``: token ids of texts that it
     looks into beside those of the engine."""
 
+    levels = 1
     expected: Sequence[float] = 2 * tuple(min(0.9, 0.2 + 0.05 * length) for length in range(KINDS))
 
     def __init__(self, table: RowTable, texts: Iterable[np.ndarray] = ()):
@@ -140,7 +141,7 @@ class NgramProposer:
         self._texts[target] = self._texts[source]
         self.begin(source)
 
-    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
+    def propose(self, rows: Sequence[int], most: Sequence[int], level: int = 1) -> list[Proposal | None]:
         return [self._of(row, min(AHEAD, n)) for row, n in zip(rows, most, strict=True)]
 
     def _of(self, row: int, most: int) -> Proposal | None:

@@ -7,7 +7,9 @@ Two things are learned while the engine runs:
 
 A guess is reached when all before it were right, so its chance is a product, and a turn of R rows makes R tokens and
 the sum of the chances of its guesses. Of all guesses the likeliest n are taken for which this is the most a second.
-Where looking for guesses has taken more than it saved, it rests for a while, so that it costs next to nothing.
+Where looking for guesses has taken more than it saved, it rests for a while, so that it costs next to nothing. So it is
+with each way to look (:class:`Look`): the dearer one, which asks a drafter as well, rests where it makes fewer tokens a
+second than the cheaper one.
 
 The pace decides what is computed, never what comes out.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from nemo_openmath.inference.embedded.proposers import Proposal
@@ -116,27 +119,52 @@ class Chances:
             self._tried[kind] /= 2
 
 
-class Pace:
-    """Chooses the guesses of a turn, and the turns that have any."""
+@dataclass(slots=True)
+class Look:
+    """A way to look for guesses, and what its turns were worth of late."""
 
-    def __init__(self, expected: Sequence[float]):
+    made: float = 0.0  # by a turn, in units of what plain decoding takes for it
+    took: float = 0.0  # by a turn, with the look, in the same units; 0: never tried
+    rest: int = 0  # turns until the next one
+    pause: int = 0  # turns between the last two
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, in units of plain decoding's."""
+        return self.made / self.took if self.took else 0.0
+
+    def turned(self, made: float, took: float) -> None:
+        """Learn from a turn."""
+        weight = LOOK if self.took else 1.0
+        self.made += weight * (made - self.made)
+        self.took += weight * (took - self.took)
+
+
+class Pace:
+    """Chooses the guesses of a turn, and the turns that have any. ``levels``: ways to look, the cheapest first."""
+
+    def __init__(self, expected: Sequence[float], levels: int = 1):
         self.cost, self.chances = PassCost(), Chances(expected)
-        self._worth = 0.0  # of a look: what it saved of late, less what it took; in units of the level
-        self._saved = 0.0  # by the choice of this turn
-        self._rest = self._pause = 0  # turns until the next look; turns between the last two
+        self._looks = [Look() for _ in range(levels)]
+        self._now = self._looks[0]
+        self._turn = 0.0, 0.0  # what the choice of this turn makes, and takes
         self._rows = MOST  # for which the pauses are meant
         self._turns = 0
 
-    def looks(self, rows: int) -> bool:
-        """Tell whether a turn of ``rows`` rows is to have guesses at all."""
+    def looks(self, rows: int) -> int:
+        """Return how a turn of ``rows`` rows is to look for guesses, from 1 on; 0: not at all."""
         if 2 * rows <= self._rows or rows > 2 * self._rows:  # with few rows a guess is worth more; begin anew
-            self._worth, self._rows = 0.0, rows
-            self._rest = self._pause = rows - 1
+            self._looks, self._rows = [Look(rest=rows - 1, pause=rows - 1) for _ in self._looks], rows
         self._turns += 1
-        if self._rest:
-            self._rest -= 1
-            return False
-        return rows < MOST and self._turns % PLAIN != 0
+        ready = [level for level, look in enumerate(self._looks, 1) if not look.rest]
+        for look in self._looks:
+            look.rest -= look.rest > 0
+        if not ready or rows >= MOST or self._turns % PLAIN == 0:
+            return 0
+        # what has rested is tried again, else the fastest is taken
+        level = min(ready, key=lambda level: self._looks[level - 1].speed)
+        self._now = self._looks[level - 1]
+        return level
 
     @property
     def measures(self) -> bool:
@@ -158,22 +186,24 @@ class Pace:
                     nodes.append((chance, i, guess))
         nodes.sort(key=lambda node: -node[0])  # stable: a guess stays behind what is before it
         a_token = self.cost(rows, guessed=False) / rows  # what plain decoding takes for one
-        tokens, best, count, self._saved = float(rows), 1 / a_token, 0, 0.0
+        tokens, best, count, self._turn = float(rows), 1 / a_token, 0, (rows * a_token, rows * a_token)
         for n, (chance, _, _) in enumerate(nodes[: MOST - rows], 1):
             tokens += chance
             seconds = self.cost(rows + n, guessed=True)
             if tokens / seconds > best:
-                best, count, self._saved = tokens / seconds, n, tokens * a_token - seconds
+                best, count, self._turn = tokens / seconds, n, (tokens * a_token, seconds)
         chosen: list[list[int]] = [[] for _ in proposals]
         for _, i, guess in nodes[:count]:
             chosen[i].append(guess)
         return [sorted(guesses) for guesses in chosen]
 
     def looked(self, seconds: float) -> None:
-        """Learn what it took to guess and to choose. They are spent, but where choices do not save as much the next
-        look is later, and later again."""
+        """Learn what it took to guess and to choose. They are spent, but where a look does not save as much, or another
+        one saves more, its next one is later, and later again."""
+        now = self._now
         if self.cost.level:
-            net = self._saved - seconds / self.cost.level
-            self._worth += LOOK * (net - self._worth)
-        self._pause = min(SLEEP, 2 * self._pause + 1) if self._worth < 0 else 0
-        self._rest = self._pause
+            made, took = self._turn
+            now.turned(made, took + seconds / self.cost.level)
+        slow = now.speed < max(1.0, *(look.speed for look in self._looks))
+        now.pause = min(SLEEP, 2 * now.pause + 1) if slow else 0
+        now.rest = now.pause

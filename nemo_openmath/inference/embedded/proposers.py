@@ -33,6 +33,8 @@ class Proposer(Protocol):
 
     expected: Sequence[float]
     """Of each class of guesses: how often one is right, as far as that is known beforehand."""
+    levels: int
+    """Ways to make guesses: the cheapest is 1."""
 
     def begin(self, row: int) -> None:
         """Forget what the row was: it has a new request."""
@@ -42,8 +44,9 @@ class Proposer(Protocol):
         """Row ``source`` is ``target`` from now on."""
         ...
 
-    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
-        """Return guesses for each of ``rows``, at most ``most`` tokens ahead; None where there are none."""
+    def propose(self, rows: Sequence[int], most: Sequence[int], level: int) -> list[Proposal | None]:
+        """Return guesses for each of ``rows``, at most ``most`` tokens ahead, made in the way ``level``; None where
+        there are none."""
         ...
 
 

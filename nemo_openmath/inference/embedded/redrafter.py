@@ -128,6 +128,8 @@ class RedrafterProposer:
     """A :class:`~nemo_openmath.inference.embedded.proposers.Proposer` that asks a drafter. The class of a guess is its
     depth and how sure the drafter is of it."""
 
+    levels = 1
+
     def __init__(self, table: RowTable, search: Search):
         self._table, self._search = table, search
         middles = [(low + high) / 2 for low, high in zip((0.0, *SURE), (*SURE, 1.0), strict=True)]
@@ -139,7 +141,7 @@ class RedrafterProposer:
     def move(self, source: int, target: int) -> None:
         pass
 
-    def propose(self, rows: Sequence[int], most: Sequence[int]) -> list[Proposal | None]:
+    def propose(self, rows: Sequence[int], most: Sequence[int], level: int = 1) -> list[Proposal | None]:
         table, asked = self._table, [row for row, n in zip(rows, most, strict=True) if n > 0]
         if not asked:
             return [None] * len(rows)
