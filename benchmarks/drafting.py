@@ -7,7 +7,8 @@ MODEL: a model folder with a chat template, which is asked short problems of mat
 the tiny world (``examples/base``), which goes on with documents of that world. For each number of requests at once, and
 greedily as well as at temperature 0.7: the seconds of plain decoding over those with n-grams (``ngram``) and, with
 ``--drafter``, a trained drafter, in processor time and in wall time, the tokens of a step of a request, and how many
-guesses were right at the first place behind the newest token, at the second, and so on. ``--samples``: of each problem.
+guesses were right at the first place behind the newest token, at the second, and so on. Prompts are not counted.
+``--samples``: of each problem.
 ``--generations``: a folder of solutions of the model: all that it wrote there, between runs of code as well, is asked
 for again, from what stood before it. ``--unguessable``: random prompts and temperature 2 instead, of which nothing can
 be guessed; what looking costs.
@@ -36,7 +37,7 @@ from nemo_openmath.core.engine import Sampling
 from nemo_openmath.core.records import Generation, read_records
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
-from nemo_openmath.inference.embedded.decoder import Decoder
+from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
 from nemo_openmath.inference.embedded.drafters import NGRAM, NONE, draft_source
 from nemo_openmath.inference.embedded.requests import EngineRequest
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
@@ -118,10 +119,22 @@ def measure(batch: ContinuousBatch, requests: Sequence[EngineRequest], threads: 
     s = batch.statistics
     generated, row_steps, accepted = s.generated_tokens, s.row_steps, list(s.accepted)
     clock = time.thread_time if threads == 1 else time.process_time
+    prompts, prefill = np.zeros(2), batch.decoder.prefill
+
+    def timed(chunks: Sequence[PrefillChunk]) -> object:
+        nonlocal prompts
+        start = np.array([clock(), time.perf_counter()])
+        try:
+            return prefill(chunks)
+        finally:
+            prompts += np.array([clock(), time.perf_counter()]) - start
+
+    batch.decoder.prefill = timed  # type: ignore[method-assign, assignment]
     cpu, wall = clock(), time.perf_counter()
     while not batch.idle:
         batch.turn(0.0, some_cancelled=False)
-    cpu, wall = clock() - cpu, time.perf_counter() - wall
+    cpu, wall = np.array([clock() - cpu, time.perf_counter() - wall]) - prompts
+    batch.decoder.prefill = prefill  # type: ignore[method-assign]
     right = [now - before for now, before in itertools.zip_longest(s.accepted, accepted, fillvalue=0)]
     return Measured(cpu, wall, tokens, s.generated_tokens - generated, s.row_steps - row_steps, right)
 
