@@ -39,11 +39,11 @@ class Both:
 
     def __init__(self, ngrams: NgramProposer, drafter: Proposer):
         self._ngrams, self._drafter = ngrams, drafter
-        found, drafted = tuple(ngrams.expected), tuple(drafter.expected)
+        alone, drafted = tuple(ngrams.expected), tuple(drafter.expected)
         agreed = tuple(max(share, 0.8) for share in drafted)
-        against = tuple(share / 2 for share in found)
-        self.expected: Sequence[float] = (*found, *drafted, *agreed, *against)
-        self._first = _First(len(found), len(found) + len(drafted), len(found) + 2 * len(drafted))
+        against = tuple(share / 2 for share in alone)
+        self.expected: Sequence[float] = (*alone, *drafted, *agreed, *against)
+        self._first = _First(len(alone), len(alone) + len(drafted), len(alone) + 2 * len(drafted))
 
     def begin(self, row: int) -> None:
         self._ngrams.begin(row)
@@ -75,14 +75,14 @@ class _First:
     against: int
 
 
-def _joined(drafted: Proposal, found: Proposal | None, first: _First) -> Proposal:
-    """One tree of both: the drafter's, and the chain ``found`` as far as that is another one."""
+def _joined(drafted: Proposal, chain: Proposal | None, first: _First) -> Proposal:
+    """One tree of both: the drafter's, and the n-grams' chain as far as that is another one."""
     tokens, parents = list(drafted.tokens), list(drafted.parents)
     classes = [first.drafted + kind for kind in drafted.classes]
-    if found is not None:
+    if chain is not None:
         place = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
         at = -1
-        for token, kind in zip(found.tokens, found.classes, strict=True):
+        for token, kind in zip(chain.tokens, chain.classes, strict=True):
             if (same := place.get((at, token))) is not None:
                 classes[same] = first.agreed + drafted.classes[same]
                 at = same
