@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.models.tensor_files import share
 
 TEXTS = "texts.safetensors"
 
@@ -20,6 +21,7 @@ def save_texts(folder: Path, texts: Sequence[NDArray[np.int32]]) -> None:
     if texts:
         ends = np.cumsum([len(text) for text in texts])
         save_file({"ids": np.concatenate(texts).astype(np.int32), "ends": ends.astype(np.int64)}, folder / TEXTS)
+        share(folder / TEXTS)
 
 
 def load_texts(folder: Path, vocab: int) -> list[NDArray[np.int32]]:

@@ -24,12 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile
 from nemo_openmath.models.drafter_shape import ARCHITECTURE, DrafterShape
+from nemo_openmath.models.tensor_files import save_tensors
 
 __all__ = ["DrafterShape", "ReDrafter", "ResidualBlock"]
 
@@ -128,7 +129,7 @@ class ReDrafter(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / TENSORS)
+        save_tensors(self.state_dict(), folder / TENSORS)
         config = {"architectures": [ARCHITECTURE], **asdict(self.shape)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models.drafter_shape import EAGLE3_ARCHITECTURE, Eagle3Shape
+from nemo_openmath.models.tensor_files import save_tensors
 
 _TENSORS = "model.safetensors"
 
@@ -139,10 +140,10 @@ class Eagle3(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        tensors = self.state_dict()
         if not self.shape.draft_vocab:  # vLLM has no place for them then, and refuses the folder
             del tensors["d2t"], tensors["t2d"]
-        save_file(tensors, folder / _TENSORS)
+        save_tensors(tensors, folder / _TENSORS)
         dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps(hf_config(self.shape, dtype), indent=2) + "\n")
 

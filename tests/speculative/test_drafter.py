@@ -246,6 +246,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         digests.append(stage.digest(output))
         made = {"model.safetensors", "config.json", "lineage.json", "acceptance.json", "acceptance.md"}
         made |= {"texts.safetensors"}
+        assert len({path.stat().st_mode for path in output.iterdir()}) == 1, "others may read all of it, or none"
         assert {path.name for path in output.iterdir()} == made
         facts = context.metrics
         assert facts["generations"] == 40
