@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from nemo_openmath.inference.free_memory import Free, free_memory, show
 from nemo_openmath.inference.open import check_drafter
 from nemo_openmath.models.devices import check_device, use_steady_attention
 from nemo_openmath.models.stop_tokens import end_ids
+
+log = logging.getLogger(__name__)
 
 HOTTEST = 1e6  # where every distribution is flat; beyond it float32 ends
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -213,6 +216,8 @@ class EmbeddedEngine:
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._scheduler.close)
+            if line := self.statistics.draft_line():
+                log.info("%s", line)
 
     def _checked(self, request: Request, on_done: OnDone) -> EngineRequest:
         """The request as the scheduler takes it. Raises InvalidRequest for what it cannot do."""

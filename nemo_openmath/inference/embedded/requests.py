@@ -83,6 +83,16 @@ class Statistics:
         lines.append("# TYPE openmath_draft_right_total counter")
         return lines + [f'openmath_draft_right_total{{place="{i}"}} {n}' for i, n in enumerate(self.accepted, 1)]
 
+    def draft_line(self) -> str:
+        """Return what guesses came to, in a line for a log; empty where none was verified."""
+        if not self.drafted:
+            return ""
+        right = sum(self.accepted)
+        return (
+            f"guessed tokens: {right:,} of {self.drafted:,} were right, "
+            f"{1 + right / self.row_steps:.2f} tokens a step of a request"
+        )
+
     def verified(self, tree: DraftTree, taken: int) -> None:
         """Count the guesses of a tree, of which ``taken`` - 1 became text."""
         self.row_steps += 1
