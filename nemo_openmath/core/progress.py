@@ -42,12 +42,12 @@ class Progress:
         self.failed = 0
         self.planted = 0
         """Controls that were done, which are in no other number."""
-        self._start = self._printed = self._recorded = time.monotonic()
+        self._start = self._begun = self._printed = self._recorded = time.monotonic()
         self._note = ""
 
     def begin(self, total: int | None, done: int = 0) -> None:
         """Start counting towards ``total`` (None: not known). ``done``: what earlier attempts did of it."""
-        self._total, self._count, self._before = total, done, done
+        self._total, self._count, self._before, self._begun = total, done, done, time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=total, completed=done)
         self._write()
@@ -66,10 +66,11 @@ class Progress:
             of = "" if self._total is None else f" of {self._total}"
             apart = f", {self.failed} failed" if self.failed else ""
             apart += f", {self.planted} controls besides" if self.planted else ""
-            self.log(f"{self._count}{of}{apart} after {seconds:.0f} s{self._remaining(seconds)}  {self._note}".rstrip())
+            left = self._remaining(self._printed - self._begun)
+            self.log(f"{self._count}{of}{apart} after {seconds:.0f} s{left}  {self._note}".rstrip())
 
     def _remaining(self, seconds: float) -> str:
-        """Say how long the rest takes at the speed so far; nothing where that is not known."""
+        """Say how long the rest takes at the speed of the ``seconds`` since it began; nothing where it is not known."""
         done = self._count - self._before
         if self._total is None or done <= 0 or self._count >= self._total:
             return ""

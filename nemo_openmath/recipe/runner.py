@@ -224,7 +224,7 @@ class Run:
         with Progress(entry.name, record=record) as progress:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             context = self._context(entry, services, selection, progress)
-            check_inputs(entry, context.inputs, layouts=selection.only is None)
+            check_inputs(entry, context.inputs, layouts=selection.only is None or not entry.stage.launched)
             self._say_prompts([entry.name])  # rows that were read by now say on which prompt a model was trained
             with planning_lock(context):
                 if selection.shards > 1 and (status := self._status(entry.name)).state is State.FINISHED:

@@ -131,6 +131,8 @@ class TrainDrafter(Stage[DrafterConfig]):
         from nemo_openmath.speculative.train import train
 
         texts, settings, model = self._texts(context), self._settings(context.seed), context.only("model")
+        if others := sorted(texts.models - {model.name}):
+            context.progress.log(f"some solutions are of {', '.join(others)}, and the drafter is for {model.name}")
         self.check({"model": [model]})  # one that a stage made was not there when the run began
         base = load_base(model, settings, self.config.device)
         kind = Eagle3Training(base) if self.config.form == "eagle3" else RedrafterTraining(base)
@@ -205,7 +207,7 @@ class TrainDrafter(Stage[DrafterConfig]):
         if not texts.training:
             counts = ", ".join(f"{name}: {count}" for name, count in texts.counts.items()) or "no generation"
             folder = next(iter(context.paths("generations")), None)
-            remedy = "give more generations of the model, or a smaller held_out"
+            remedy = "give more generations of the model, a larger max_tokens, or a smaller held_out"
             raise UserError(f"nothing to train on ({counts})", file=folder, remedy=remedy)
         if apart:
             measured = read_texts(

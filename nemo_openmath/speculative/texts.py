@@ -30,6 +30,7 @@ class Texts:
 
     training: list[Text] = field(default_factory=list)
     held_out: list[Text] = field(default_factory=list)
+    models: set[str] = field(default_factory=set)  # names of the models that wrote them
     counts: Counter[str] = field(default_factory=Counter)  # read, cut to ``max_tokens``, and left out, with reasons
 
 
@@ -46,6 +47,7 @@ def read_texts(
         transcripts = [Transcript.from_json(generation.transcript) for generation in batch]
         for generation, encoded in zip(batch, encode_many(transcripts, tokenizer), strict=True):
             texts.counts["generations"] += 1
+            texts.models.add(generation.model)
             loss_mask = np.array(encoded.loss_mask[:max_tokens], bool)
             if not loss_mask[2:].any():  # the first guess is two tokens after the state that it is made from
                 texts.counts["left out: no token to draft"] += 1

@@ -75,6 +75,7 @@ class Sft(Stage[SftConfig]):
     ports = {"packs": "folder of sft.pack", "model": "model to start from", "validation?": "held-out packs"}
     takes = {"packs": "packs", "model": "model", "validation": "packs"}
     makes = "checkpoints"
+    launched = True
 
     def check(self, inputs: Mapping[str, Sequence[Path]]) -> None:
         for model in inputs.get("model", ()):

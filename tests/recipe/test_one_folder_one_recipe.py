@@ -25,6 +25,7 @@ from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.recipe.status import State
 from nemo_openmath.synthesis.solutions.rows import MakeRows, RowsConfig
+from nemo_openmath.training.stage import Sft
 
 BASE = Path(__file__).parents[2] / "examples" / "base"
 STAGES = "stages:\n  a: {run: demo.benchmark, problems: 8}\n  b: {run: demo.threads, from: a}\n"
@@ -124,6 +125,23 @@ with run_lock(Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]), int(sys.
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_job_of_one_stage_refuses_a_setting_before_it_removes_what_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage whose check depends on the processes that a launcher gives it is the only one that is not asked."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"input": "1 + 1?", "output": "\\boxed{2}"}) + "\n")
+    (tmp_path / "wrong.txt").write_text("no place for it\n")
+    file, out = tmp_path / "r.yaml", tmp_path / "out"
+    file.write_text("name: r\nstages:\n  rows: {run: sft.read, from: ./rows.jsonl}\n")
+    assert go(file, out) is ExitCode.OK
+    before = {path: path.read_bytes() for path in (out / "rows").rglob("*") if path.is_file()}
+    for only in ([], ["--only", "rows"]):
+        assert go(file, out, *only, f"stages.rows.prompts.cot={tmp_path}/wrong.txt") is ExitCode.USER_ERROR
+        assert "wrong.txt" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in before} == before
+    assert Sft.launched
 
 
 def test_a_second_run_is_refused_and_jobs_of_stages_are_not(

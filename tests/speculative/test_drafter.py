@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import shutil
 from itertools import count
@@ -230,7 +231,8 @@ def generations(folder: Path, tokenizer: ChatTokenizer, count: int) -> Path:
     return folder
 
 
-def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     model = tmp_path / "model"
     qwen2(tokenizer.vocab_size).save_pretrained(model)
     for file in tokenizer.folder.glob("tokenizer*"):
@@ -256,6 +258,7 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         assert facts["cut to max_tokens"] > 0
         assert 0 <= facts["accepted_per_step"] <= 3
     assert digests[0] == digests[1] != digests[2]
+    assert any("some solutions are of m, and the drafter is for model" in message for message in caplog.messages)
     others = generations(tmp_path / "others", tokenizer, 6)
     context = stage_context({**inputs, "held_out": [others]}, tmp_path / "d", seed=1)
     asyncio.run(TrainDrafter(DrafterConfig(batch_tokens=300, draft_vocab=20, measure_every=5)).run(context))

@@ -52,6 +52,8 @@ class Stage(ABC, Generic[C]):
     """Whether the jobs of an array may share the work, each by ``shard`` and ``shards`` of its context."""
     choices: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Setting -> what may be chosen -> what that does, in words: for settings that name parts of the stage."""
+    launched: ClassVar[bool] = False
+    """Whether a cluster's launcher gives it processes, on whose number its check depends."""
     gathers: ClassVar[bool] = False
     """Whether it makes do with those of its inputs that are there, where a loop of the recipe ended before it made the
     others."""
