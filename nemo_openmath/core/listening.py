@@ -7,6 +7,7 @@ import ipaddress
 import random
 import re
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-class HttpServer:
+class HttpServer(ABC):
     """A server of the application that a subclass makes: it listens while ``async with`` lasts, or from ``start`` to
     ``close``.
 
@@ -162,10 +163,10 @@ class HttpServer:
         self.host, self.port = host, port
         self._runner: web.AppRunner | None = None
 
+    @abstractmethod
     def app(self) -> web.Application:
         """Return the application alone, for those who run it in a server of their own, with handler cancellation as
         here."""
-        raise NotImplementedError
 
     async def start(self) -> Self:
         """Listen. Raises UserError where that cannot be."""

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from nemo_openmath.core.errors import DamagedFile
-from nemo_openmath.models.tensor_files import share
+from nemo_openmath.models.tensor_files import save_tensors
 
 TEXTS = "texts.safetensors"
 
@@ -20,8 +21,8 @@ def save_texts(folder: Path, texts: Sequence[NDArray[np.int32]]) -> None:
     """Write the token ids of ``texts`` into an existing folder; nothing where there are none."""
     if texts:
         ends = np.cumsum([len(text) for text in texts])
-        save_file({"ids": np.concatenate(texts).astype(np.int32), "ends": ends.astype(np.int64)}, folder / TEXTS)
-        share(folder / TEXTS)
+        tensors = {"ids": np.concatenate(texts).astype(np.int32), "ends": ends.astype(np.int64)}
+        save_tensors({name: torch.from_numpy(array) for name, array in tensors.items()}, folder / TEXTS)
 
 
 def load_texts(folder: Path, vocab: int) -> list[NDArray[np.int32]]:

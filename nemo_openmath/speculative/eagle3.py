@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nemo_openmath.models.drafter_shape import Eagle3Shape, refuse_few_layers
 from nemo_openmath.models.eagle3 import Eagle3
-from nemo_openmath.speculative.frozen import Batch, embed, layer_states
+from nemo_openmath.speculative.frozen import Batch, embed, head_of, layer_states
 from nemo_openmath.speculative.kind import StepLoss
 from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.soft_loss import soft_cross_entropy
@@ -47,7 +47,7 @@ class Eagle3Training:
         if ids is not None:
             head.set_draft_ids(torch.from_numpy(ids))
         with torch.no_grad():
-            head.lm_head.weight.copy_(self._teacher(head))
+            head.lm_head.weight.copy_(head_of(self.base, _draft_ids(head)))
             head.norm.weight.copy_(self.base.model.norm.weight)
         return head
 
@@ -57,7 +57,7 @@ class Eagle3Training:
 
     def add_gradients(self, drafter: Eagle3, batch: Batch, states: Tensor) -> StepLoss:
         """Return the loss of a batch and add its gradients to those of the head's parameters."""
-        width, teacher = drafter.shape.hidden, self._teacher(drafter)
+        width, teacher = drafter.shape.hidden, head_of(self.base, _draft_ids(drafter))
         last, rows, embedded = states[..., 3 * width :], drafter.rows(batch.ids), embed(self.base, batch.ids)
         chain = Unrolled(drafter, states[..., : 3 * width])
         loss, targets, outside = states.new_zeros(()), 0, 0
@@ -101,11 +101,6 @@ class Eagle3Training:
             right.append((target < len(ids)) & (guess[0] == ids[target.clamp(max=len(ids) - 1)]))
             embedding = embed(self.base, guess)
         return torch.stack(right).long().cumprod(0).sum(0).tolist()
-
-    def _teacher(self, head: Eagle3) -> Tensor:
-        """Return the rows (head_rows, hidden) of the model's own head for the tokens that are guessed."""
-        weight: Tensor = self.base.get_output_embeddings().weight
-        return weight if not head.shape.draft_vocab else weight[head.draft_ids.to(weight.device)]
 
 
 class Unrolled:
@@ -159,6 +154,10 @@ def _attend_block(query: Tensor, key: Tensor, value: Tensor, start: int, *own: T
     for number, own_value in enumerate(own_values):
         attended = attended + shares[..., seen + number, None] * own_value[:, :, None]
     return attended.flatten(1, 2)
+
+
+def _draft_ids(head: Eagle3) -> Tensor | None:
+    return head.draft_ids if head.shape.draft_vocab else None
 
 
 def _shape(config: Any, draft_tokens: int, draft_vocab: int) -> Eagle3Shape:

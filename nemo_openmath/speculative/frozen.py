@@ -124,6 +124,12 @@ def layer_states(base: Any, ids: Tensor, layers: Sequence[int]) -> Tensor:
     return torch.cat([*(inputs[number] for number in layers), last], dim=-1)
 
 
+def head_of(base: Any, draft_ids: Tensor | None) -> Tensor:
+    """Return the rows (tokens, hidden) of the model's own head for the tokens ``draft_ids``; None: of all."""
+    weight: Tensor = base.get_output_embeddings().weight
+    return weight if draft_ids is None else weight[draft_ids.to(weight.device)]
+
+
 @torch.no_grad()
 def embed(base: Any, ids: Tensor) -> Tensor:
     """Return the model's embeddings (..., hidden) of tokens, in fp32."""

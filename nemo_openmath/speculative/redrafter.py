@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter
-from nemo_openmath.speculative.frozen import Batch, embed, last_states
+from nemo_openmath.speculative.frozen import Batch, embed, head_of, last_states
 from nemo_openmath.speculative.kind import StepLoss
 from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.soft_loss import soft_cross_entropy
@@ -63,7 +63,7 @@ class RedrafterTraining:
                 block.linear.weight.zero_()
                 block.linear.bias.zero_()
             drafter.rnn_w.weight /= self._read_size(texts)
-            drafter.output_weight.copy_(self._teacher(drafter) @ self._next_state(drafter, read))
+            drafter.output_weight.copy_(head_of(self.base, drafter.draft_ids) @ self._next_state(drafter, read))
         return drafter
 
     def _read_size(self, texts: Sequence[Text]) -> Tensor:
@@ -78,8 +78,8 @@ class RedrafterTraining:
         """Return the matrix (hidden, 2 hidden) that makes of the model's state at t and the drafter's behind token t+1
         the model's state at t+1 with the least squared error; with a constant that is left out, and a small ridge."""
         width = 2 * drafter.shape.hidden
-        gram, product = torch.zeros(width + 1, width + 1), torch.zeros(width + 1, drafter.shape.hidden)
-        gram, product = gram.double().to(self.base.device), product.double().to(self.base.device)
+        gram = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=self.base.device)
+        product = gram.new_zeros(width + 1, drafter.shape.hidden)
         for batch, hidden in read:
             state = drafter.advance(torch.zeros_like(hidden[:, 1:]), embed(self.base, batch.ids)[:, 1:])
             own = batch.loss_mask[:, 1:]
@@ -88,11 +88,6 @@ class RedrafterTraining:
             product += (before.t() @ hidden[:, 1:][own]).double()
         gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
         return torch.linalg.solve(gram, product)[:-1].t().float()
-
-    def _teacher(self, drafter: ReDrafter) -> Tensor:
-        """Return the rows (head_rows, hidden) of the model's own head for the tokens that are guessed."""
-        weight: Tensor = self.base.get_output_embeddings().weight
-        return weight if drafter.draft_ids is None else weight[drafter.draft_ids.to(weight.device)]
 
     def states(self, ids: Tensor) -> Tensor:
         """Return what is read of the frozen model (rows, tokens, hidden)."""
@@ -104,7 +99,7 @@ class RedrafterTraining:
         The loss is the sum over the lookaheads of the mean cross-entropy with the model's probabilities, where the text
         goes on with a token that the drafter can guess; a lookahead without any adds nothing.
         """
-        teacher = self._teacher(drafter)
+        teacher = head_of(self.base, drafter.draft_ids)
         ids, embedded = batch.ids, embed(self.base, batch.ids)
         rows = drafter.rows(ids)
         state = torch.zeros_like(hidden)
