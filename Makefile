@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 RUN := $(VENV)/bin
+JOBS ?= 2
 
 .PHONY: setup recipe smoke real test test-slurm test-browser test-versions lint docs constraints image-test clean
 
@@ -26,8 +27,9 @@ real: setup
 	mkdir -p examples/models && ln -sfn "$(abspath $(MODEL))" examples/models/Qwen2.5-Coder-0.5B-Instruct
 	$(RUN)/openmath recipe run examples/qwen2.5-0.5b-cpu.yaml --output runs/real
 
+# In $(JOBS) processes, the tests of a file in one of them; make test JOBS=0 is one after another.
 test: setup
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # What runs on a cluster, on a real Slurm with four pretended nodes; Debian's packages are installed where they are missing.
 test-slurm: setup

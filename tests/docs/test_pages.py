@@ -24,17 +24,12 @@ LANGUAGES = {"bash", "python", "yaml", "json", "text", "toml"}
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of the clone for one page. Large files are links; nothing writes into a file that is there."""
+    """A copy of the clone for one page."""
     page: str = request.getfixturevalue("page")
     if not any(block.language in ("bash", "yaml", "python") for block in blocks(page)):
         return tmp_path
     smoke: SmokeRun = request.getfixturevalue("smoke_run")
-
-    def copy(source: str, target: str) -> None:
-        (os.link if os.path.getsize(source) > 1 << 16 else shutil.copy2)(source, target)
-
-    clone = tmp_path / "clone"
-    shutil.copytree(smoke.clone, clone, symlinks=True, copy_function=copy)
+    clone = smoke.copy(tmp_path / "clone").clone
     _files_of_the_user(clone)
     return clone
 

@@ -41,6 +41,7 @@ class World:
     def __init__(self) -> None:
         self.secret = secrets.token_hex(16)
         self.folder = Path(tempfile.mkdtemp(prefix="openmath-attacks-"))
+        self.abstract = self.folder.name  # an abstract address is one for the whole machine
         os.environ["OPENMATH_TEST_SECRET"] = self.secret
         self.baits, self.outside = self.folder / "baits", self.folder / "outside"
         self.baits.mkdir(mode=0o700)
@@ -53,7 +54,7 @@ class World:
         self.sentinel = subprocess.Popen(["sleep", "86400"])
         self.listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
         self.listeners[1].bind(("127.0.0.1", 0))
-        for address in (str(self.folder / "unix"), "\0openmath"):
+        for address in (str(self.folder / "unix"), f"\0{self.abstract}"):
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(address)
             listener.listen()
@@ -76,6 +77,7 @@ class World:
             "tcp": self.listeners[0].getsockname()[1],
             "udp": self.listeners[1].getsockname()[1],
             "unix": str(self.folder / "unix"),
+            "abstract": self.abstract,
             "other": "1",
             "patience": 2 * LIMITS.wall_s,
             "installed": next(iter(sorted(map(str, packages.glob("*/__init__.py")))), str(packages / "none")),
