@@ -71,6 +71,7 @@ class ContinuousBatch:
         self._sharing = PrefixSharing(decoder, self._rows, self.store)
         self._admitted = 0
         self._first_deadline = float("inf")  # of the waiting requests
+        self._next_deadline = float("inf")  # of the running ones, or of one that has ended since
 
     @property
     def idle(self) -> bool:
@@ -102,10 +103,11 @@ class ContinuousBatch:
         if some_cancelled:
             for request in [r for r in self.running if r.cancelled]:
                 self._finish(EndedRequest(request, Finish.CANCELLED))
-        n = len(self.running)
-        if n and self._rows.deadline[:n].min() <= now:
-            for request in [self.running[row] for row in np.flatnonzero(self._rows.deadline[:n] <= now)]:
+        if now >= self._next_deadline:
+            late = np.flatnonzero(self._rows.deadline[: len(self.running)] <= now)
+            for request in [self.running[row] for row in late]:
                 self._finish(EndedRequest(request, Finish.TIME))
+            self._next_deadline = self._rows.deadline[: len(self.running)].min(initial=float("inf"))
         if self.waiting and (some_cancelled or now >= self._first_deadline):
             line, self.waiting = self.waiting, deque()
             self._first_deadline = float("inf")
@@ -136,6 +138,7 @@ class ContinuousBatch:
                 self._drafting.begin(row)
             self._sharing.take_over(request, self.running)
             self.running.append(request)
+            self._next_deadline = min(self._next_deadline, request.deadline)
 
     def _prefill(self) -> None:
         """Compute the next tokens of prompts. A request whose prompt is computed draws its first token."""
@@ -172,17 +175,13 @@ class ContinuousBatch:
 
     def _decode(self) -> None:
         """Compute one token for every row whose prompt is computed."""
-        decoding = self._rows.decoding[: len(self.running)]
-        if not decoding.any():
-            return
         began = time.perf_counter()
-        if self.budget.tight:
+        if self.budget.tight and self._rows.decoding[: len(self.running)].any():
             while not self.budget.fits(self._rows.length[: len(self.running)]):
                 self._pause(max(self.running, key=lambda request: request.order))
-            decoding = self._rows.decoding[: len(self.running)]
-            if not decoding.any():
-                return
-        rows = np.flatnonzero(decoding)
+        rows = np.flatnonzero(self._rows.decoding[: len(self.running)])
+        if not len(rows):
+            return
         trees = [] if self._drafting is None else self._drafting.trees(rows)
         if trees and self._fits(trees):
             logits = self.decoder.verify(trees)

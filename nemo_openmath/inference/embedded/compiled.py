@@ -25,6 +25,7 @@ from nemo_openmath.inference.embedded.weights import Layer, Weights
 # layer, too often for a small model.
 FEW_ROWS = 16
 LARGE_BYTES = 32 << 20
+KEPT = 128  # tokens of a pass whose buffers are kept for the next one of the size
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,30 @@ class Branches:
             body += bodies
             stored += range(tree.start, tree.start + len(tree))
         return cls(*(np.array(column, np.int64) for column in (stored, body, tail, tails)))
+
+
+class Batch:
+    """``Batch`` of forward.c, and the memory it points to, which is filled anew for each pass.
+
+    ``columns``: int64 [6, tokens], of each token its id, slot and position, where it is stored, body and tail.
+    ``wanted``: int64 [logits].
+    """
+
+    def __init__(self, n: int, m: int, x: Tensor, qkv: Tensor, logits: Tensor):
+        self.columns, self.wanted, self.logits = np.empty((6, n), np.int64), np.empty(m, np.int64), logits
+        first, step = self.columns.ctypes.data, 8 * n
+        self.body, self.tail = first + 4 * step, first + 5 * step
+        self.structure = CBatch(
+            tokens=first,
+            slots=first + step,
+            positions=first + 2 * step,
+            stored=first + 3 * step,
+            wanted=self.wanted.ctypes.data,
+            logit_rows=m,
+            x=x.data_ptr(),
+            qkv=qkv.data_ptr(),
+            logits=logits.data_ptr(),
+        )
 
 
 class CompiledDecoder:
@@ -110,7 +135,8 @@ class CompiledDecoder:
         size = kernels.scratch_size(kv, inner, self.capacity)
         self._scratch = [torch.empty(size) for _ in range(kernels.threads)]
         self._room = [torch.empty(kernels.room_size(self.vocab)) for _ in range(kernels.threads)]
-        self._buffers = torch.empty(0)
+        self._memory = torch.empty(0)  # of a pass
+        self._batches: dict[tuple[int, int], Batch] = {}  # of few tokens, by their number and that of the logits
         self._shared = torch.empty(size)  # of threads that divide the matrices among them
         self._meeting = np.zeros(2, np.int64)
         wide = kernels.threads > 1 and self.weight_bytes() >= LARGE_BYTES
@@ -153,10 +179,10 @@ class CompiledDecoder:
     def decode(self, rows: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
         slots = self._slot[rows]
         self._cache.wrote(slots, positions + 1)
-        return self._forward(tokens.astype(np.int64), slots, positions, np.arange(len(rows)), apart=True)
+        return self._forward(tokens, slots, positions, np.arange(len(rows)), apart=True)
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
-        tokens = np.concatenate([s.ids for s in chunks]).astype(np.int64)
+        tokens = np.concatenate([s.ids for s in chunks])
         lengths = np.array([len(s.ids) for s in chunks])
         ends = np.cumsum(lengths)
         for s in chunks:
@@ -166,14 +192,21 @@ class CompiledDecoder:
         return self._forward(tokens, slots, positions, ends - 1, apart=len(tokens) == len(chunks))
 
     def verify(self, trees: Sequence[DraftTree]) -> Tensor:
-        lengths = np.array([len(tree) for tree in trees])
-        starts = np.array([tree.start for tree in trees])
-        own_slots = self._slot[[tree.row for tree in trees]]
-        self._cache.wrote(own_slots, starts + lengths)
-        positions = np.concatenate([tree.depths() for tree in trees]) + np.repeat(starts, lengths)
+        if len(trees) == 1:
+            (tree,) = trees
+            slot, tokens = self._slot[tree.row], tree.tokens
+            slots, positions = slot, tree.start + tree.depths()
+            self._cache.wrote(slot, tree.start + len(tree))
+        else:
+            lengths = np.array([len(tree) for tree in trees])
+            starts = np.array([tree.start for tree in trees])
+            own_slots = self._slot[[tree.row for tree in trees]]
+            self._cache.wrote(own_slots, starts + lengths)
+            tokens, slots = np.concatenate([tree.tokens for tree in trees]), np.repeat(own_slots, lengths)
+            positions = np.concatenate([tree.depths() for tree in trees]) + np.repeat(starts, lengths)
         return self._forward(
-            np.concatenate([tree.tokens for tree in trees]).astype(np.int64),
-            np.repeat(own_slots, lengths),
+            tokens,
+            slots,
             positions,
             np.arange(len(positions)),
             apart=len(positions) == len(trees),
@@ -207,29 +240,19 @@ class CompiledDecoder:
     ) -> Tensor:
         """Logits [wanted, vocab]. ``apart``: no slot occurs twice, so threads need not wait for each other."""
         n, m = len(tokens), len(wanted)
+        batch = self._batches.get((n, m)) or self._batch(n, m)
+        columns, c = batch.columns, batch.structure
+        columns[0], columns[1], columns[2], batch.wanted[:] = tokens, slots, positions, wanted
+        if branches is None:
+            columns[3], c.body = positions, None
+        else:
+            columns[3], columns[4], columns[5] = branches.stored, branches.body, branches.tail
+            c.body, c.tail, c.tails = batch.body, batch.tail, branches.tails.ctypes.data
         states = torch.empty(m, self._hidden) if self._keeps_states else None
-        sizes = (n * self._hidden, n * self._width, m * self._vocab_padded)
-        if (size := sum(sizes)) > self._buffers.numel():
-            self._buffers = torch.empty(size)
-        x, qkv, logits = self._buffers[:size].split(sizes)
+        c.states = None if states is None else states.data_ptr()
         together = not apart and n >= self.kernels.threads
-        batch = CBatch(
-            tokens=tokens.ctypes.data,
-            slots=slots.ctypes.data,
-            positions=positions.ctypes.data,
-            stored=positions.ctypes.data if branches is None else branches.stored.ctypes.data,
-            body=None if branches is None else branches.body.ctypes.data,
-            tail=None if branches is None else branches.tail.ctypes.data,
-            tails=None if branches is None else branches.tails.ctypes.data,
-            wanted=wanted.ctypes.data,
-            logit_rows=m,
-            x=x.data_ptr(),
-            qkv=qkv.data_ptr(),
-            logits=logits.data_ptr(),
-            states=None if states is None else states.data_ptr(),
-            barrier=self.kernels.barrier if together else None,
-        )
-        model, whole = ctypes.addressof(self._model), ctypes.addressof(batch)
+        c.barrier = self.kernels.barrier if together else None
+        model, whole = ctypes.addressof(self._model), ctypes.addressof(c)
 
         if n < self._few:
             shared, meeting, threads = self._shared.data_ptr(), self._meeting.ctypes.data, self.kernels.threads
@@ -250,7 +273,19 @@ class CompiledDecoder:
                 part(0, 0, n)
         if states is not None:
             self.states = states.mul_(self._norm)
-        return logits.view(m, self._vocab_padded)[:, : self.vocab]
+        return batch.logits
+
+    def _batch(self, n: int, m: int) -> Batch:
+        """Make room for a pass over n tokens with m logits; of few tokens it is kept."""
+        sizes = (n * self._hidden, n * self._width, m * self._vocab_padded)
+        if (size := sum(sizes)) > self._memory.numel():
+            self._memory = torch.empty(size)
+            self._batches.clear()
+        x, qkv, logits = self._memory[:size].split(sizes)
+        batch = Batch(n, m, x, qkv, logits.view(m, self._vocab_padded)[:, : self.vocab])
+        if n <= KEPT:
+            self._batches[n, m] = batch
+        return batch
 
     def sample(
         self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool

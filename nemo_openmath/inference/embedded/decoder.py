@@ -39,11 +39,12 @@ class DraftTree:
 
     def depths(self) -> np.ndarray:
         """Return the distance of each node from the first one [nodes]."""
-        depths = np.arange(len(self.tokens))
-        if self.parents is not None:
-            for node in range(1, len(depths)):
-                depths[node] = depths[self.parents[node]] + 1
-        return depths
+        if self.parents is None:
+            return np.arange(len(self.tokens))
+        depths = [0]
+        for parent in self.parents[1:].tolist():
+            depths.append(depths[parent] + 1)
+        return np.array(depths)
 
     def path(self, drawn: Sequence[int]) -> list[int]:
         """Return the nodes that plain decoding would have come to, the first one included. ``drawn``: the token that

@@ -61,20 +61,22 @@ class Drafting:
             return self._look(rows, self._proposer.levels)
         level = self.pace.looks(len(rows))
         if not level:
-            self._began = self._clock() if self.pace.measures else None
+            self._began = self._clock() if self.pace.measures(guessed=False) else None
             return []
         began = self._clock()
         trees = self._look(rows, level)
-        self._began = self._clock()
-        self.pace.looked(self._began - began)
+        ended = self._clock()
+        self.pace.looked(ended - began)
+        self._began = ended if self.pace.measures(guessed=bool(trees)) else None
         return trees
 
     def _look(self, rows: np.ndarray, level: int) -> list[DraftTree]:
-        length, full = self._table.length[rows], self._table.full_length[rows]
+        listed, lengths = rows.tolist(), self._table.length[rows].tolist()
+        ahead, room = max(LEAST_AHEAD, MOST_AHEAD // len(listed)), self._room
         # the last token of a request is drawn and not computed, and what follows it is not even drawn
-        most = np.minimum(np.minimum(full - 1, self._room) - length, max(LEAST_AHEAD, MOST_AHEAD // len(rows)))
-        listed, lengths = rows.tolist(), length.tolist()
-        proposals = self._proposer.propose(listed, most.tolist(), level)
+        ends = self._table.full_length[rows].tolist()
+        most = [min(ahead, end - 1 - length, room - length) for end, length in zip(ends, lengths, strict=True)]
+        proposals = self._proposer.propose(listed, most, level)
         for row, start, proposal in zip(listed, lengths, proposals, strict=True):
             self._learn(row, start, proposal)
         if self.pace is None:
@@ -89,15 +91,16 @@ class Drafting:
         ]
 
     def _tree(self, row: int, length: int, proposal: Proposal | None, guesses: Sequence[int]) -> DraftTree:
-        newest = self._table.ids[row, length - 1 : length]
+        newest = int(self._table.ids[row, length - 1])
         if proposal is None or not guesses:
-            return DraftTree(row, length - 1, newest)
-        tokens = np.array([newest[0], *(proposal.tokens[guess] for guess in guesses)], np.int32)
+            return DraftTree(row, length - 1, np.array([newest]))
+        if proposal.is_chain:
+            return DraftTree(row, length - 1, np.array([newest, *proposal.tokens[: len(guesses)]]))
+        tokens = np.array([newest, *(proposal.tokens[guess] for guess in guesses)])
         node = {-1: 0} | {guess: i for i, guess in enumerate(guesses, 1)}
         parents = [-1, *(node[proposal.parents[guess]] for guess in guesses)]
-        if parents == list(range(-1, len(guesses))):
-            return DraftTree(row, length - 1, tokens)
-        return DraftTree(row, length - 1, tokens, np.array(parents))
+        chain = parents[-1] == len(guesses) - 1 and parents == list(range(-1, len(guesses)))
+        return DraftTree(row, length - 1, tokens, None if chain else np.array(parents))
 
     def _learn(self, row: int, length: int, proposal: Proposal | None) -> None:
         """Learn from the row's guesses as far as the text has come, and watch new ones when their fate is known."""
@@ -117,6 +120,8 @@ class Drafting:
             zip(proposal.tokens, proposal.parents, proposal.classes, strict=True)
         ):
             if parent >= 0 and not right[parent]:
+                if proposal.is_chain:
+                    break
                 continue
             depth[guess] = 0 if parent < 0 else depth[parent] + 1
             if depth[guess] >= len(text):

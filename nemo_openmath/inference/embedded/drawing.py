@@ -19,6 +19,7 @@ from nemo_openmath.core.engine import Finish
 from nemo_openmath.inference.embedded.decoder import Decoder, DraftTree
 from nemo_openmath.inference.embedded.requests import EngineRequest, Statistics
 from nemo_openmath.inference.embedded.rows import RowTable
+from nemo_openmath.inference.embedded.sampling import greedy
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
 
 
@@ -55,8 +56,7 @@ class Drawing:
         table = self._rows
         length = table.length[rows]
         place = length - table.prompt_length[rows]  # of the token in the completion
-        with_logprobs = bool(table.wants_logprobs[rows].any())
-        drawn, logprobs = self._decoder.sample(logits, table.sampling(rows), table.uniforms[rows, place], with_logprobs)
+        drawn, logprobs = self._draw(logits, rows, place)
         if logprobs is not None:
             table.logprobs[rows, place] = logprobs
         if states is not None and self._keeps_states:
@@ -78,11 +78,13 @@ class Drawing:
         """Draw the tokens of the trees' rows from the logits [nodes, vocab]; return what is over."""
         began = time.perf_counter()
         table = self._rows
-        rows = np.repeat([tree.row for tree in trees], [len(tree) for tree in trees])
-        depths = np.concatenate([tree.depths() for tree in trees])
+        if len(trees) == 1:
+            rows, depths = np.full(len(trees[0]), trees[0].row), trees[0].depths()
+        else:
+            rows = np.repeat([tree.row for tree in trees], [len(tree) for tree in trees])
+            depths = np.concatenate([tree.depths() for tree in trees])
         place = table.length[rows] - table.prompt_length[rows] + depths
-        with_logprobs = bool(table.wants_logprobs[rows].any())
-        drawn, logprobs = self._decoder.sample(logits, table.sampling(rows), table.uniforms[rows, place], with_logprobs)
+        drawn, logprobs = self._draw(logits, rows, place)
         endings = []
         begin = 0
         for tree in trees:
@@ -100,6 +102,15 @@ class Drawing:
             begin = end
         self._statistics.sample_seconds += time.perf_counter() - began
         return endings
+
+    def _draw(self, logits: Tensor, rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The token behind each of the logits, which is at ``place`` in the completion of its row, and, where one of
+        the rows wants them, the log-probabilities."""
+        table = self._rows
+        if table.not_greedy:
+            wanted = bool(table.wants_logprobs[rows].any())
+            return self._decoder.sample(logits, table.sampling(rows), table.uniforms[rows, place], wanted)
+        return greedy(logits), None
 
     def _append(self, row: int, tokens: list[int], logprobs: list[float] | None) -> tuple[int, EndedRequest | None]:
         """Append tokens to a row until one of them ends its request; return how many it took."""

@@ -145,6 +145,9 @@ class Kernels:
     def share(self, work: Callable[[int, int, int], None], n: int) -> None:
         """Call ``work(thread, first, last)`` for parts of 0..n-1, side by side; every thread has one where n allows."""
         parts = max(1, min(self.threads, n))
+        if parts == 1:
+            work(0, 0, n)
+            return
         bounds = [n * i // parts for i in range(parts + 1)]
         self._team.run([partial(work, i, bounds[i], bounds[i + 1]) for i in range(parts)])
 

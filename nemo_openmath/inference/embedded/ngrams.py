@@ -136,17 +136,22 @@ class NgramProposer:
 
     def begin(self, row: int) -> None:
         self._texts[row] = IndexedText(self._library)
+        self._read(row)
 
     def move(self, source: int, target: int) -> None:
-        self._texts[target] = self._texts[source]
-        self.begin(source)
+        self._texts[target], self._texts[source] = self._texts[source], IndexedText(self._library)
+
+    def _read(self, row: int) -> IndexedText:
+        """Return the text of a row, with what was written since."""
+        text = self._texts[row]
+        text.add(self._table.ids[row, len(text.ids) : self._table.length[row]].tolist())
+        return text
 
     def propose(self, rows: Sequence[int], most: Sequence[int], level: int = 1) -> list[Proposal | None]:
         return [self._of(row, min(AHEAD, n)) for row, n in zip(rows, most, strict=True)]
 
     def _of(self, row: int, most: int) -> Proposal | None:
-        text = self._texts[row]
-        text.add(self._table.ids[row, len(text.ids) : self._table.length[row]].tolist())
+        text = self._read(row)
         source, place, length = text.match()
         if not length or most < 1:
             return None

@@ -21,18 +21,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+
 from nemo_openmath.inference.embedded.proposers import Proposal
 
 MOST = 96  # tokens of a pass with guesses
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # tokens of a pass of which the cost is known
+_TOKENS = np.arange(SIZES[-1] + 1)
 PER_TOKEN = 0.08  # of a pass, before anything was measured: what one more token adds
 FAST, SLOW = 0.2, 0.05  # weights of a new measurement: in the level of all costs, in the share of one size at last
 FIRST = 3  # passes of a size that say nothing of the level
 WIDEST = 1.5  # factor by which a single measurement counts, at most: the machine may have been elsewhere
-MEMORY = 200.0  # guesses of a class that are remembered
+MEMORY = 150.0  # guesses of a class that are remembered, about
 LEAST_CHANCE = 0.02  # of a guess that is thought of at all
 PLAIN = 32  # of so many turns one is plain, whatever guesses are worth: they are compared with it
-LOOK, SLEEP = 0.2, 63  # weight of a look in what looking is worth; turns between looks, at most
+LEARNING = 200  # turns whose passes are all measured; then every so many
+PLAIN_MEASURED, GUESSED_MEASURED = 8, 3
+FAIR = 12  # turns in which each way to look is tried before it may rest
+LOOK, SLEEP = 0.2, 127  # weight of a look in what looking is worth; turns of a rest, at most
+AGAIN = 2  # turns of a way to look that has rested, before it may rest again
 
 
 class PassCost:
@@ -47,13 +54,18 @@ class PassCost:
         self.level = 0.0  # seconds; 0: nothing was measured
         self._shares = {guessed: [1 + PER_TOKEN * (size - 1) for size in SIZES] for guessed in (False, True)}
         self._seen = {guessed: [0.0] * len(SIZES) for guessed in (False, True)}  # passes of about each size
-        self._monotone: dict[bool, list[float]] = {}
-        self._straighten()
+        self._tables: dict[bool, list[float]] = {}  # what follows from these
 
     def __call__(self, tokens: int, guessed: bool) -> float:
         """Return the seconds of a pass, in units of the level."""
-        (i, weight), shares = _between(tokens), self._monotone[guessed]
-        return (1 - weight) * shares[i] + weight * shares[i + 1]
+        table = self.table(guessed)
+        return table[tokens] if tokens < len(table) else table[-1] * tokens / (len(table) - 1)
+
+    def table(self, guessed: bool) -> list[float]:
+        """Return the seconds of passes of 0, 1, .. tokens, in units of the level."""
+        if guessed not in self._tables:
+            self._tables[guessed] = np.interp(_TOKENS, SIZES, self._straight(guessed)).tolist()
+        return self._tables[guessed]
 
     def measured(self, tokens: int, guessed: bool, seconds: float) -> None:
         """Learn from a pass."""
@@ -71,22 +83,22 @@ class PassCost:
                 if seen[size] < FIRST:
                     self._scale_unseen(factor)
                 seen[size] += part
-        self._straighten()
+        self._tables.pop(guessed, None)
         if not guessed and seen[i] > FIRST:  # what is new to a size is not news of all
             self.level *= error**FAST
 
-    def _straighten(self) -> None:
-        """More tokens never take less: a single slow pass of a few tokens does not speak against them for ever, and
-        what is assumed of a size is no less than what was measured of a smaller one."""
-        for guessed, shares in self._shares.items():
-            line, least = list(shares), float("inf")
-            for size in reversed(range(len(line))):
-                if self._seen[guessed][size] > 0:
-                    line[size] = least = min(least, line[size])
-            self._monotone[guessed] = list(accumulate(line, max))
+    def _straight(self, guessed: bool) -> list[float]:
+        """The shares, where more tokens never take less: a single slow pass of a few tokens does not speak against them
+        for ever, and what is assumed of a size is no less than what was measured of a smaller one."""
+        line, least = list(self._shares[guessed]), float("inf")
+        for size in reversed(range(len(line))):
+            if self._seen[guessed][size] > 0:
+                line[size] = least = min(least, line[size])
+        return list(accumulate(line, max))
 
     def _scale_unseen(self, factor: float) -> None:
         """Let what is assumed of sizes that were not measured follow what was."""
+        self._tables.clear()
         for guessed, seen in self._seen.items():
             for size, passes in enumerate(seen):
                 if passes == 0:
@@ -99,24 +111,22 @@ def _between(tokens: int) -> tuple[int, float]:
     return i, (tokens - SIZES[i]) / (SIZES[i + 1] - SIZES[i])
 
 
+def _chance(node: tuple[float, int, int]) -> float:
+    return node[0]
+
+
 class Chances:
     """How often a guess of each class is right, where what is before it was. ``expected``: as known beforehand, which
     counts as much as two guesses."""
 
     def __init__(self, expected: Sequence[float]):
-        self._right = [2 * share for share in expected]
+        self.share = list(expected)  # of each class
         self._tried = [2.0] * len(expected)
-
-    def __getitem__(self, kind: int) -> float:
-        return self._right[kind] / self._tried[kind]
 
     def saw(self, kind: int, right: bool) -> None:
         """Learn from one guess."""
-        self._right[kind] += right
-        self._tried[kind] += 1
-        if self._tried[kind] > MEMORY:
-            self._right[kind] /= 2
-            self._tried[kind] /= 2
+        tried = self._tried[kind] = min(self._tried[kind] + 1, MEMORY)
+        self.share[kind] += (right - self.share[kind]) / tried
 
 
 @dataclass(slots=True)
@@ -125,17 +135,28 @@ class Look:
 
     made: float = 0.0  # by a turn, in units of what plain decoding takes for it
     took: float = 0.0  # by a turn, with the look, in the same units; 0: never tried
+    tried: int = 0  # turns
+    trial: int = FAIR  # turns until it may rest
     rest: int = 0  # turns until the next one
     pause: int = 0  # turns between the last two
 
     @property
     def speed(self) -> float:
         """Tokens a second, in units of plain decoding's."""
-        return self.made / self.took if self.took else 0.0
+        return self.made / self.took if self.tried >= FAIR else 0.0
+
+    def rested(self, fastest: float) -> None:
+        """Decide when the next turn is. ``fastest``: speed of all ways, and of plain decoding."""
+        self.trial -= 1
+        if self.trial > 0 and 2 * self.made > fastest * self.took:  # a single turn says little, unless it is hopeless
+            return
+        self.pause = min(SLEEP, 2 * self.pause + 1) if self.speed < fastest else 0
+        self.rest, self.trial = self.pause, AGAIN
 
     def turned(self, made: float, took: float) -> None:
         """Learn from a turn."""
-        weight = LOOK if self.took else 1.0
+        self.tried += 1
+        weight = max(LOOK, 1 / self.tried)
         self.made += weight * (made - self.made)
         self.took += weight * (took - self.took)
 
@@ -166,32 +187,35 @@ class Pace:
         self._now = self._looks[level - 1]
         return level
 
-    @property
-    def measures(self) -> bool:
-        """Whether to measure a turn that has no guesses: some of them, for that costs, too."""
-        return self.cost.level == 0 or self._turns % (PLAIN // 4) == 0
+    def measures(self, guessed: bool) -> bool:
+        """Whether to measure the pass of this turn: some of them, for that costs, too."""
+        return self._turns < LEARNING or self._turns % (GUESSED_MEASURED if guessed else PLAIN_MEASURED) == 0
 
     def choose(self, rows: int, proposals: Sequence[Proposal | None]) -> list[list[int]]:
         """Return the guesses to verify of each proposal, in their order and with all that are before them. ``rows``: of
         the turn."""
-        nodes = []  # (chance, proposal, guess)
+        nodes: list[tuple[float, int, int]] = []  # (chance, proposal, guess)
+        share = self.chances.share
         for i, proposal in enumerate(proposals):
             if proposal is None:
                 continue
             reached: list[float] = []
             for guess, (parent, kind) in enumerate(zip(proposal.parents, proposal.classes, strict=True)):
-                chance = (1.0 if parent < 0 else reached[parent]) * self.chances[kind]
+                chance = share[kind] if parent < 0 else reached[parent] * share[kind]
                 reached.append(chance)
                 if chance > LEAST_CHANCE:
                     nodes.append((chance, i, guess))
-        nodes.sort(key=lambda node: -node[0])  # stable: a guess stays behind what is before it
+                elif proposal.is_chain:
+                    break
+        nodes.sort(key=_chance, reverse=True)  # stable: a guess stays behind what is before it
+        seconds = self.cost.table(True)
         a_token = self.cost(rows, guessed=False) / rows  # what plain decoding takes for one
         tokens, best, count, self._turn = float(rows), 1 / a_token, 0, (rows * a_token, rows * a_token)
         for n, (chance, _, _) in enumerate(nodes[: MOST - rows], 1):
             tokens += chance
-            seconds = self.cost(rows + n, guessed=True)
-            if tokens / seconds > best:
-                best, count, self._turn = tokens / seconds, n, (tokens * a_token, seconds)
+            if tokens > best * seconds[rows + n]:
+                best, count = tokens / seconds[rows + n], n
+                self._turn = tokens * a_token, seconds[rows + n]
         chosen: list[list[int]] = [[] for _ in proposals]
         for _, i, guess in nodes[:count]:
             chosen[i].append(guess)
@@ -204,6 +228,4 @@ class Pace:
         if self.cost.level:
             made, took = self._turn
             now.turned(made, took + seconds / self.cost.level)
-        slow = now.speed < max(1.0, *(look.speed for look in self._looks))
-        now.pause = min(SLEEP, 2 * now.pause + 1) if slow else 0
-        now.rest = now.pause
+        now.rested(max(1.0, *(look.speed for look in self._looks)))

@@ -21,11 +21,13 @@ class Proposal:
     """Of each guess: an earlier guess, or -1 where it follows the newest token."""
     classes: list[int]
     """Of each guess: its class. Guesses of a class are right equally often, where what is before them was right."""
+    is_chain: bool = False
+    """Each guess follows the one before it."""
 
     @classmethod
     def chain(cls, tokens: list[int], classes: list[int]) -> Proposal:
         """Return guesses that follow each other."""
-        return cls(tokens, list(range(-1, len(tokens) - 1)), classes)
+        return cls(tokens, list(range(-1, len(tokens) - 1)), classes, is_chain=True)
 
 
 class Proposer(Protocol):

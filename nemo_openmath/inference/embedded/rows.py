@@ -32,6 +32,7 @@ class RowTable:
         self.streams = np.zeros(rows, bool)
         self.states = np.zeros((rows, hidden), np.float32)  # of the model where the newest token was drawn
         self._columns: list[np.ndarray] = list(vars(self).values())
+        self.not_greedy: set[int] = set()  # rows that are drawn at random, or whose log-probabilities are wanted
 
     def set_ids(self, row: int, ids: np.ndarray) -> None:
         """Write the tokens that a request begins with."""
@@ -55,6 +56,7 @@ class RowTable:
             self.uniforms[row, :draws] = uniforms(sampling.seed, draws)
         self.wants_logprobs[row] = sampling.logprobs
         self.streams[row] = request.on_tokens is not None
+        (self.not_greedy.add if sampling.temperature > 0 or sampling.logprobs else self.not_greedy.discard)(row)
         if request.paused_logprobs is not None:
             self.logprobs[row, : len(request.paused_logprobs)] = request.paused_logprobs
 
@@ -62,10 +64,12 @@ class RowTable:
         """Copy all of row ``source`` to row ``target``."""
         for column in self._columns:
             column[target] = column[source]
+        (self.not_greedy.add if source in self.not_greedy else self.not_greedy.discard)(target)
 
     def clear(self, row: int) -> None:
         """Make sure that no step looks at a row whose request is gone."""
         self.decoding[row] = self.streams[row] = False
+        self.not_greedy.discard(row)
         self.deadline[row] = np.inf
 
     def in_cache(self, request: EngineRequest) -> int:
