@@ -59,8 +59,8 @@ class Branches:
         return cls(*(np.array(column, np.int64) for column in (stored, body, tail, tails)))
 
 
-class Batch:
-    """``Batch`` of forward.c, and the memory it points to, which is filled anew for each pass.
+class Pass:
+    """One pass: ``Batch`` of forward.c, and the memory it points to, which is filled anew for each pass.
 
     ``columns``: int64 [6, tokens], of each token its id, slot and position, where it is stored, body and tail.
     ``wanted``: int64 [logits].
@@ -136,7 +136,7 @@ class CompiledDecoder:
         self._scratch = [torch.empty(size) for _ in range(kernels.threads)]
         self._room = [torch.empty(kernels.room_size(self.vocab)) for _ in range(kernels.threads)]
         self._memory = torch.empty(0)  # of a pass
-        self._batches: dict[tuple[int, int], Batch] = {}  # of few tokens, by their number and that of the logits
+        self._batches: dict[tuple[int, int], Pass] = {}  # of few tokens, by their number and that of the logits
         self._shared = torch.empty(size)  # of threads that divide the matrices among them
         self._meeting = np.zeros(2, np.int64)
         wide = kernels.threads > 1 and self.weight_bytes() >= LARGE_BYTES
@@ -275,14 +275,14 @@ class CompiledDecoder:
             self.states = states.mul_(self._norm)
         return batch.logits
 
-    def _batch(self, n: int, m: int) -> Batch:
+    def _batch(self, n: int, m: int) -> Pass:
         """Make room for a pass over n tokens with m logits; of few tokens it is kept."""
         sizes = (n * self._hidden, n * self._width, m * self._vocab_padded)
         if (size := sum(sizes)) > self._memory.numel():
             self._memory = torch.empty(size)
             self._batches.clear()
         x, qkv, logits = self._memory[:size].split(sizes)
-        batch = Batch(n, m, x, qkv, logits.view(m, self._vocab_padded)[:, : self.vocab])
+        batch = Pass(n, m, x, qkv, logits.view(m, self._vocab_padded)[:, : self.vocab])
         if n <= KEPT:
             self._batches[n, m] = batch
         return batch
