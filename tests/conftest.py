@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 
 if not os.environ.get("OPENMATH_TEST_GPU"):  # before anything asks CUDA; processes of tests inherit it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Threads of OpenMP wait by spinning: two in each of two processes on two cores take several times the CPU time of one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from nemo_openmath.chat import ChatTokenizer
 from tests.support.made_once import contents, made_once
