@@ -18,6 +18,9 @@ if not os.environ.get("OPENMATH_TEST_GPU"):  # before anything asks CUDA; proces
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Threads of OpenMP wait by spinning: two in each of two processes on two cores take several times the CPU time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes are started, and each would compile the package's 460 modules anew: 1.5 s of CPU time.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 
 from nemo_openmath.chat import ChatTokenizer
 from tests.support.made_once import contents, made_once
