@@ -18,9 +18,12 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from nemo_openmath.core.build import Builder, Origin
+from nemo_openmath.core.listening import free_port
 from nemo_openmath.training.config import TrainingConfig
 from nemo_openmath.training.launch import spawn
+from nemo_openmath.training.rank_processes import RankProcess, kill, watch
 from nemo_openmath.training.runtime import end_groups_but, process_groups
+from tests.support.rank_server import rank_server
 
 
 def run_ranks(module: str, ranks: int, cases: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -29,7 +32,19 @@ def run_ranks(module: str, ranks: int, cases: Sequence[dict[str, Any]], folder: 
     ``folder`` gets the file of the cases. Raises RankFailed with the traceback of the first rank that died."""
     file = folder / f"cases-{ranks}.json"
     file.write_text(json.dumps(cases))
-    spawn(ranks, [sys.executable, "-m", module, str(file)], on_line=lambda _: None)
+    if os.environ.get("OPENMATH_TEST_GPU"):
+        spawn(ranks, [sys.executable, "-m", module, str(file)], on_line=lambda _: None)
+        return
+    world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "GLOO_SOCKET_IFNAME": "lo"}
+    started: list[RankProcess] = []
+    try:
+        for rank in range(ranks):
+            environment = os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(RankProcess(rank_server().fork(module, [str(file)], environment)))
+        watch(started, on_line=lambda _: None)
+    finally:
+        kill(started)
 
 
 def run_cases(run: Callable[[dict[str, Any]], None]) -> NoReturn:
