@@ -1,6 +1,6 @@
 """Kills a training at random moments, again and again, until it has come to its end.
 
-    python -m tests.training.kill_sweep SPEC.json
+    python -m tests.training.kill_sweep SPEC.json...
 
 Ranks are forked from a process that has imported everything already, so that an attempt costs a second and not ten. A
 kill comes after one to three steps of an attempt have begun, at a moment uniform in the time that a step and its save
@@ -8,8 +8,8 @@ took; no further step begins, however late the kill is. Half of the times all ra
 lost; else one dies, and the others up to 0.2 s later.
 
 The spec: {"model": folder, "output": folder, "steps": n, "kills": n, "seed": n, "layouts": [[ranks, config],
-...]}; attempt i has layout i modulo their number. Prints {"kills", "within_save", "attempts", "steps"}: within
-a save is a kill that leaves a partial folder; ``steps`` are those after which checkpoints were resumed.
+...]}; attempt i has layout i modulo their number. Prints for each spec {"kills", "within_save", "attempts", "steps"}:
+within a save is a kill that leaves a partial folder; ``steps`` are those after which checkpoints were resumed.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ def attempt(spec: dict[str, Any], number: int, chance: random.Random | None) -> 
     return all(code == 0 for code in codes)
 
 
-def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
+def sweep(spec: dict[str, Any]) -> dict[str, Any]:
     chance, checkpoints = random.Random(spec["seed"]), Path(spec["output"]) / "checkpoints"
     found: dict[str, Any] = {"kills": 0, "within_save": 0, "attempts": 0, "steps": []}
     finished = False
@@ -120,8 +119,9 @@ def main() -> None:
         if kill and not finished:
             found["kills"] += 1
             found["within_save"] += bool(list(checkpoints.glob(".step-*.partial")))
-    print(json.dumps(found), flush=True)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    for file in sys.argv[1:]:
+        print(json.dumps(sweep(json.loads(Path(file).read_text()))), flush=True)

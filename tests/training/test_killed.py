@@ -48,13 +48,16 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
     assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), 0.0)
 
 
-def _sweep(root: Path, name: str, model: str, layouts: list[Any], *, steps: int, kills: int) -> dict[str, Any]:
-    spec = {"model": model, "output": str(root / name), "steps": steps, "kills": kills, "seed": 0, "layouts": layouts}
-    (root / f"{name}.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "tests.training.kill_sweep", str(root / f"{name}.json")]
+def _sweeps(root: Path, specs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each spec in a folder of its name; all in one process, which imports once."""
+    files = []
+    for name, spec in specs.items():
+        files.append(root / f"{name}.json")
+        files[-1].write_text(json.dumps({"output": str(root / name), "seed": 0, **spec}))
+    command = [sys.executable, "-m", "tests.training.kill_sweep", *map(str, files)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(specs, map(json.loads, done.stdout.splitlines()[-len(specs) :]), strict=True))
 
 
 def _config(**changes: Any) -> dict[str, Any]:
@@ -68,23 +71,27 @@ def _line(row: dict[str, Any]) -> tuple[int, float, float]:
 
 
 def _sweep_and_compare(root: Path, *, steps: int, kills: int, asynchronous: tuple[bool, ...]) -> None:
-    model = str(write_model(root / "hf", "tied"))
-    _sweep(root, "whole", model, [[2, _config()]], steps=steps, kills=0)
-    whole = records(root / "whole")
-    assert [row["step"] for row in whole] == list(range(1, steps + 1))
-    for each in asynchronous:
-        name = "asynchronous" if each else "synchronous"
-        found = _sweep(root, name, model, [[2, _config(asynchronous=each)]], steps=steps, kills=kills)
-        print(f"{name}, the same layout: {found}")
-        assert found["kills"] > 1  # fewer than asked for where a lucky attempt came to the end
-        assert [_line(row) for row in records(root / name)] == [_line(row) for row in whole]
-        assert_close(weights_after(root / name, steps), weights_after(root / "whole", steps), 0.0)
+    names = {each: "asynchronous" if each else "synchronous" for each in asynchronous}
     others = ({"tp": 2}, {"pp": 2, "vpp": 2}, {"cp": 2})
     layouts = [[2, _config()], *([2, _config(parallel=parallel, asynchronous=True)] for parallel in others)]
     layouts.append([1, _config(distributed_optimizer=False)])
-    found = _sweep(root, "others", model, layouts, steps=steps, kills=kills)
-    print(f"a layout of its own for every attempt: {found}")
-    assert found["kills"] > 1  # fewer than asked for where a lucky attempt came to the end
+    base = {"model": str(write_model(root / "hf", "tied")), "steps": steps, "kills": kills}
+    found = _sweeps(
+        root,
+        {
+            "whole": {**base, "kills": 0, "layouts": [[2, _config()]]},
+            **{name: {**base, "layouts": [[2, _config(asynchronous=each)]]} for each, name in names.items()},
+            "others": {**base, "layouts": layouts},
+        },
+    )
+    print(found)
+    whole = records(root / "whole")
+    assert [row["step"] for row in whole] == list(range(1, steps + 1))
+    for name in names.values():
+        assert found[name]["kills"] > 1  # fewer than asked for where a lucky attempt came to the end
+        assert [_line(row) for row in records(root / name)] == [_line(row) for row in whole]
+        assert_close(weights_after(root / name, steps), weights_after(root / "whole", steps), 0.0)
+    assert found["others"]["kills"] > 1
     assert [row["step"] for row in records(root / "others")] == list(range(1, steps + 1))
     for row, expected in zip(records(root / "others"), whole, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
