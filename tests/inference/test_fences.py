@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from nemo_openmath.chat import Author, ChatTokenizer, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import budget_of, notice_block, output_block
@@ -71,7 +72,10 @@ def saying(*texts: str) -> Callable[[str], str]:
     return write
 
 
-@pytest.fixture
+in_one_loop = pytest.mark.asyncio(loop_scope="module")  # that of the sandbox, which takes seconds to start
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sandbox() -> AsyncIterator[LocalSandbox]:
     async with LocalSandbox(spares=1) as opened:
         yield opened
@@ -86,6 +90,7 @@ def authors(transcript: Transcript) -> list[tuple[Author, str]]:
     return [(span.author, span.text) for span in transcript.spans]
 
 
+@in_one_loop
 async def test_what_fences_hold_is_run_and_recorded_in_tags(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     """The second output is made up twice over; a fence of another language goes on."""
     engine = Writer(
@@ -133,6 +138,7 @@ ENDINGS: list[tuple[list[str], dict[str, int], str, int, int, str]] = [
 ]
 
 
+@in_one_loop
 async def test_odd_endings_in_fences(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     for texts, changes, finish, calls, invented, end in ENDINGS:
         engine = Writer(tokenizer, saying(*texts))
@@ -176,6 +182,7 @@ class RecordingSandbox:
         return session
 
 
+@in_one_loop
 async def test_whatever_is_written_the_record_holds_what_ran(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     """Of random texts: authors in turn, programs as they ran, no output by the model, and the text alone tells it."""
     draw = random.Random(1)
@@ -219,6 +226,7 @@ def test_ids_of_a_text_that_was_cut_are_kept_as_far_as_they_go(make: Callable[[P
                 assert cut[:kept] == ids[:kept]
 
 
+@in_one_loop
 async def test_records_are_in_tags_and_say_how_they_were_asked(
     tokenizer: ChatTokenizer, sandbox: LocalSandbox, tmp_path: Path
 ) -> None:

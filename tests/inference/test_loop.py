@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 
 from nemo_openmath.chat import Author, ChatTokenizer, Kind, Transcript, encode, load_template
 from nemo_openmath.chat.blocks import budget_of, notice_block, output_block
@@ -43,7 +44,10 @@ def script(tokenizer: ChatTokenizer, texts: Sequence[str]) -> ScriptedEngine:
     return ScriptedEngine(tokenizer, in_turn(texts))
 
 
-@pytest.fixture
+in_one_loop = pytest.mark.asyncio(loop_scope="module")  # that of the sandbox, which takes seconds to start
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sandbox() -> AsyncIterator[LocalSandbox]:
     async with LocalSandbox(spares=1) as opened:
         yield opened
@@ -53,6 +57,7 @@ def messages(budget: int) -> tuple:
     return load_template("tir").messages(problem=PROBLEM, total_code_executions=budget)
 
 
+@in_one_loop
 async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
     tokenizer: ChatTokenizer, sandbox: LocalSandbox
 ) -> None:
@@ -94,6 +99,7 @@ async def test_code_runs_and_the_context_grows_by_the_models_own_ids(
         (["no tag</tool_call>", "done"], {}, "stop", 1),  # a closing tag alone costs a call and says why
     ],
 )
+@in_one_loop
 async def test_odd_endings(
     tokenizer: ChatTokenizer, sandbox: LocalSandbox, texts: list[str], changes: dict, finish: str, calls: int
 ) -> None:
@@ -119,6 +125,7 @@ def test_a_repeated_tail_is_found_at_every_period() -> None:
         assert tail_repeats(ids, times) == found
 
 
+@in_one_loop
 async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     """It may fill up in the model's turn, or by the runner's block; a prompt without room is an error of its own."""
     prompt = len(tokenizer.prompt_ids(messages(2)))
@@ -139,6 +146,7 @@ async def test_a_full_context_is_a_length_and_nothing_is_lost(tokenizer: ChatTok
         await roll_out(engine, tokenizer, messages(2), SETTINGS, seed=1, key="k", sandbox=sandbox, budget=2)
 
 
+@in_one_loop
 async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     """No end-of-turn token among the ids; a turn of no length after an output; an engine that was closed."""
     code, done = "<tool_call>\nprint(6 * 7)\n</tool_call>", "It is 42"
@@ -167,6 +175,7 @@ async def test_what_a_server_leaves_out_or_breaks_off(tokenizer: ChatTokenizer, 
     assert error.value.retryable, "it is no solution that ended at its length"
 
 
+@in_one_loop
 async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     engine = script(
         tokenizer,
@@ -180,6 +189,7 @@ async def test_output_is_cut_and_errors_are_shown(tokenizer: ChatTokenizer, sand
     assert "ZeroDivisionError" in second
 
 
+@in_one_loop
 async def test_cancelling_releases_engine_and_session(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     engine = script(tokenizer, ["<tool_call>\nprint('begun')\nimport time; time.sleep(600)\n</tool_call>"])
     task = asyncio.create_task(
@@ -200,6 +210,7 @@ async def test_cancelling_releases_engine_and_session(tokenizer: ChatTokenizer, 
     assert "2\n" in out.transcript.text
 
 
+@in_one_loop
 async def test_a_faultless_teacher_solves_the_world(tokenizer: ChatTokenizer, sandbox: LocalSandbox) -> None:
     """World, teacher, loop, sandbox and extraction agree: where the teacher errs never, every answer is right."""
     teacher = StandInTeacher(tokenizer, FAULTLESS)
@@ -221,6 +232,7 @@ async def test_a_faultless_teacher_solves_the_world(tokenizer: ChatTokenizer, sa
         assert answer_of(generation) == item.answer, out.transcript.text
 
 
+@in_one_loop
 async def test_answers_that_do_not_parse_are_asked_for_again(tokenizer: ChatTokenizer) -> None:
     def yes(text: str) -> bool | Rejected:
         return True if text == "yes" else Rejected(f"{text} is not yes")
