@@ -173,7 +173,7 @@ def compare(
         line = f"  {Path(name).name:12} {rate:8.1f} tokens/CPU s   x{cpu:.2f} CPU  x{wall:.2f} wall"
         line += f"   {best.generated / best.row_steps:.2f} tokens a step"
         shares = " ".join(f"{n / best.row_steps:.2f}" for n in best.accepted[:8])
-        print(line + (f"   right: {shares}" if shares else ""), flush=True)
+        print(line + (f"   right at place 1, 2, ..: {shares}" if shares else ""), flush=True)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -186,6 +187,21 @@ def shard_of(text: str) -> tuple[int, int]:
     if not (shard.isdigit() and shards.isdigit() and int(shard) < int(shards)):
         raise UserError(f"not a shard: {text!r}", remedy="write I/N with I from 0 to N-1, such as 0/8")
     return int(shard), int(shards)
+
+
+def seconds(*, zero: bool = False) -> Callable[[str], float]:
+    """Return an argparse type: seconds, more than none, or, with ``zero``, none as well."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}") from None
+        if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+            raise argparse.ArgumentTypeError(f"{text} seconds; choose {'0 or more' if zero else 'more than 0'}")
+        return number
+
+    return parse
 
 
 def at_least(low: int) -> Callable[[str], int]:

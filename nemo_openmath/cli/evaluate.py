@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_openmath.cli import evaluate_compare, evaluate_decide
-from nemo_openmath.cli.common import AGAIN, REPLACE, CommandParser, at_least, verb
+from nemo_openmath.cli.common import AGAIN, REPLACE, CommandParser, at_least, seconds, verb
 from nemo_openmath.cli.streams import run_async
 
 MODEL = "MODEL"
@@ -113,7 +113,11 @@ def _add_model(words: Any) -> None:
     engine.add_argument("--model", dest="served", metavar="NAME", help="under which the server knows the model")
     engine.add_argument("--api", choices=("completions", "chat"), default="completions", help="of the server")
     engine.add_argument(
-        "--wait", type=float, default=60.0, metavar="SECONDS", help="how long servers are waited for at the beginning"
+        "--wait",
+        type=seconds(zero=True),
+        default=60.0,
+        metavar="SECONDS",
+        help="wait so long for servers at the beginning",
     )
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (auto: a GPU where there is one)")
     engine.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
@@ -233,7 +237,7 @@ def _add_rescore(words: Any) -> None:
         help="where judges' verdicts count: where the grader leaves it open, everywhere, nowhere",
     )
     grader.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes that compare answers")
-    grader.add_argument("--time-limit", type=float, default=2.0, metavar="SECONDS", help="of one comparison")
+    grader.add_argument("--time-limit", type=seconds(), default=2.0, metavar="SECONDS", help="of one comparison")
     limit = rescore.add_argument_group("which tokens")
     limit.add_argument("--tokens", type=at_least(1), metavar="N", help="longer solutions are unfinished")
     limit.add_argument("--unfinished-answers", action="store_true", help="look for answers in unfinished ones, too")

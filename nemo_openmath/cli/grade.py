@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_openmath.cli.common import at_least, verb
+from nemo_openmath.cli.common import at_least, seconds, verb
 
 _ANSWERS = "JSON Lines, JSON, CSV or Parquet with expected_answer and predicted_answer, generation, output, ..."
 _RESUMED = "the rows that were graded are kept beside the output, the same command goes on from there"
@@ -26,7 +26,7 @@ def add(groups: Any) -> None:
     grade.add_argument("--output", type=Path, required=True, help="JSON Lines: the same rows with verdict and reason")
     grade.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be read, counted")
     grade.add_argument("--workers", type=at_least(1), default=1, help="processes")
-    grade.add_argument("--time-limit", type=float, default=1.0, metavar="SECONDS", help="of one pair")
+    grade.add_argument("--time-limit", type=seconds(), default=1.0, metavar="SECONDS", help="of one pair")
     grade.add_argument("--memory-mb", type=at_least(256), default=1024, metavar="MIB", help="of one worker")
     grade.add_argument("--take-modulo", type=at_least(1), metavar="N", help="answers count modulo N")
     grade.add_argument("--fallback", action="store_true", help='accept "the final answer is ..." where there is no box')

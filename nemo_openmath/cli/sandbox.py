@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from nemo_openmath.cli.common import verb
+from nemo_openmath.cli.common import seconds, verb
 
 _ENDED = "the program was ended"
 
@@ -21,7 +21,7 @@ def add(groups: Any) -> None:
     run = verb(verbs, "exec", "run one program and print the result as a JSON object", _exec, interrupted=_ENDED)
     run.epilog = f"{run.epilog}\nexit code 0 whatever became of the program: `status` in the object says it"
     run.add_argument("file", type=Path, metavar="FILE.py")
-    run.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="of the program")
+    run.add_argument("--timeout", type=seconds(), default=10.0, metavar="SECONDS", help="of the program")
     run.add_argument("--memory", type=int, default=1024, metavar="MB", help="of the program")
     run.add_argument("--unsafe", action="store_true", help="run even where a protection is missing on this system")
     service = verb(verbs, "serve", "serve one sandbox to all processes of a node, until SIGTERM", _serve_sandbox)
@@ -34,8 +34,12 @@ def add(groups: Any) -> None:
     service.add_argument("--workers", type=int, help="executions at the same time; default: the processors")
     service.add_argument("--queue", type=int, default=1024, help="executions that may wait; more are refused (429)")
     service.add_argument("--sessions", type=int, default=1024, help="live sessions")
-    service.add_argument("--idle", type=float, default=600.0, metavar="SECONDS", help="end sessions unused for so long")
-    service.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for what runs at SIGTERM")
+    service.add_argument(
+        "--idle", type=seconds(), default=600.0, metavar="SECONDS", help="end sessions unused for so long"
+    )
+    service.add_argument(
+        "--drain", type=seconds(zero=True), default=30.0, metavar="SECONDS", help="for what runs at SIGTERM"
+    )
     service.add_argument(
         "--unsafe", action="store_true", help="serve even where a protection is missing on this system"
     )

@@ -134,6 +134,11 @@ def shown_host(host: str) -> str:
     """Return what stands for a host in an address that others open: the machine's name where it is all addresses."""
     if host in EVERYWHERE:
         return socket.gethostname()
+    return in_url(host)
+
+
+def in_url(host: str) -> str:
+    """Return a host as URLs have it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 

@@ -27,6 +27,7 @@ class DrafterShape:
     draft_tokens: int = 3  # guesses that it was trained for
     draft_vocab: int = 0  # tokens that may be guessed; 0: all
     recurrence: Recurrence = "silu"  # linear: without it, and b is 0
+    model: str = ""  # digest of the served model's embeddings; empty: not known
 
     @property
     def head_rows(self) -> int:
@@ -47,7 +48,7 @@ class DrafterShape:
             shape = cls(**config)
             if not 0 <= shape.draft_vocab < shape.vocab or shape.recurrence not in get_args(Recurrence):
                 raise ValueError("draft_vocab or recurrence")
-            if shape.draft_tokens < 1 or shape.layers < 0:
+            if shape.draft_tokens < 1 or shape.layers < 0 or not isinstance(shape.model, str):
                 raise ValueError("draft_tokens or layers")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

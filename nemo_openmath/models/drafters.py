@@ -19,6 +19,7 @@ model writes most. A token outside them is never guessed, and what the served mo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -28,13 +29,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from nemo_openmath.core.errors import DamagedFile
+from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.models.drafter_shape import ARCHITECTURE, DrafterShape
 from nemo_openmath.models.tensor_files import save_tensors
 
-__all__ = ["DrafterShape", "ReDrafter", "ResidualBlock"]
+__all__ = ["DrafterShape", "ReDrafter", "ResidualBlock", "embedding_digest"]
 
 TENSORS = "model.safetensors"
+
+
+def embedding_digest(embedding: Tensor) -> str:
+    """Return a digest of some rows of a model's embeddings (vocab, hidden), in bfloat16: the same for a model in
+    float32 and in bfloat16."""
+    rows = embedding[:: max(1, len(embedding) // 256)].detach().to(torch.bfloat16)
+    return hashlib.sha256(rows.contiguous().view(torch.int16).cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 class ResidualBlock(nn.Module):
@@ -127,6 +135,11 @@ class ReDrafter(nn.Module):
             beams, state = torch.cat([beams[parent], last[:, None]], dim=1), state[parent]
         return beams.tolist()
 
+    def is_for(self, embedding: Tensor) -> bool:
+        """Return whether a model with this ``embedding`` (vocab, hidden) is the one that the drafter was trained for,
+        as far as that is known."""
+        return not self.shape.model or self.shape.model == embedding_digest(embedding)
+
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
         save_tensors(self.state_dict(), folder / TENSORS)
@@ -139,10 +152,15 @@ class ReDrafter(nn.Module):
         are not those of its config.json."""
         shape = DrafterShape.read(folder)
         drafter = cls(shape)
+        if not (folder / TENSORS).is_file():
+            raise UserError(
+                "is missing", file=folder / TENSORS, remedy="give the whole output of a stage drafter.train"
+            )
         try:
             drafter.load_state_dict(load_file(folder / TENSORS))
-        except Exception as error:
-            raise DamagedFile(folder / TENSORS, f"not the tensors of its config.json ({error})") from error
+        except Exception as error:  # torch's own lists every name
+            reason = str(error).strip().splitlines()[0][:200]
+            raise DamagedFile(folder / TENSORS, f"not the tensors of its config.json ({reason})") from error
         if not all(bool(tensor.isfinite().all()) for tensor in drafter.parameters()):
             raise DamagedFile(folder / TENSORS, "a weight is not finite")
         if shape.recurrence == "linear" and drafter.rnn_u.bias.any():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_openmath.models.drafters import DrafterShape, ReDrafter
+from nemo_openmath.models.drafters import DrafterShape, ReDrafter, embedding_digest
 from nemo_openmath.speculative.frozen import Batch, embed, head_of, last_states
 from nemo_openmath.speculative.kind import StepLoss
 from nemo_openmath.speculative.settings import DrafterSettings
@@ -53,6 +53,7 @@ class RedrafterTraining:
             settings.draft_tokens,
             0 if ids is None else len(ids),
             settings.recurrence,
+            embedding_digest(self.base.get_input_embeddings().weight),
         )
         drafter = ReDrafter(shape)
         if ids is not None:

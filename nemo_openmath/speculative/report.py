@@ -35,9 +35,10 @@ def _at_the_end(acceptance: Acceptance) -> list[str]:
     if not acceptance.steps:
         return ["Nothing was held out, so it was not measured."]
     per_step = acceptance.accepted_per_step or 0.0
+    texts = "1 held-out text" if acceptance.texts == 1 else f"{acceptance.texts:,} held-out texts"
     lines = [
-        f"Measured on {acceptance.texts:,} held-out texts of the model, in {acceptance.steps:,} steps of decoding with "
-        "one beam. A step is one pass of the model.",
+        f"Measured on {texts} of the model, in {acceptance.steps:,} steps of decoding with one beam. "
+        "A step is one pass of the model.",
         "",
         "| draft | accepted, where all before it were | it and all before it accepted |",
         "|---|---|---|",

@@ -94,7 +94,7 @@ class TrainDrafter(Stage[DrafterConfig]):
     It runs in one process. Killed and run again it goes on from its newest save, and makes the same drafter."""
 
     kind = "drafter.train"
-    version = 4  # it begins as the best linear one, and learns all probabilities of the model
+    version = 5  # it begins as the best linear one, learns all probabilities of the model, and knows whose they are
     Config = DrafterConfig
     ports = {
         "generations": "solutions that the model itself generated",
@@ -149,6 +149,8 @@ class TrainDrafter(Stage[DrafterConfig]):
             state_file=state_file,
         )
         facts = {
+            "model": model.name,
+            "texts": len(texts.training),  # the paper: 100,000
             "steps": trained.steps,
             "loss": round(trained.loss, 4),
             "tokens": trained.tokens,

@@ -104,6 +104,21 @@ def test_a_mistake_on_the_line_is_one_line(words: str, line: str, capsys: pytest
 
 
 @pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        ("sandbox exec p.py --timeout nan", "sandbox exec: --timeout: nan seconds; choose more than 0"),
+        ("sandbox serve --drain -1", "sandbox serve: --drain: -1 seconds; choose 0 or more"),
+        ("evaluate m --wait soon", "evaluate: --wait: not a number of seconds: 'soon'"),
+    ],
+)
+def test_seconds_that_are_no_time_are_refused(words: str, refusal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(words.split())
+    assert stop.value.code == ExitCode.USER_ERROR
+    assert said(capsys).startswith(f"openmath: {refusal}; for example: ")
+
+
+@pytest.mark.parametrize(
     ("error", "code", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), 77, "out/x: no space left"),

@@ -1,6 +1,7 @@
 """Guessed tokens: verified in one pass, with the bits, draws and ends of plain decoding, and only where it pays."""
 
 import asyncio
+import json
 import logging
 import shutil
 from collections import Counter
@@ -579,6 +580,19 @@ def test_a_drafter_of_another_model_is_named(model_dir, tmp_path):
         EmbeddedEngine.load(model_dir, drafter=other)
     with pytest.raises(UserError, match=r"not a drafter's config\.json"):
         EmbeddedEngine.load(model_dir, drafter=model_dir)
+
+
+async def test_a_drafter_of_another_model_of_the_same_sizes_is_told(model_dir, tmp_path, caplog):
+    """It is slower and no worse."""
+    mine = drafter(tmp_path / "mine")
+    config = json.loads((mine / "config.json").read_text())
+    for digest, told in (("", False), ("0123456789abcdef", True)):
+        (mine / "config.json").write_text(json.dumps({**config, "model": digest}))
+        caplog.clear()
+        engine = EmbeddedEngine.load(model_dir, slots=1, threads=1, drafter=mine)
+        await engine.close()
+        assert ("was trained for another model" in caplog.text) is told
+        assert engine.guesses == str(mine)
 
 
 async def test_a_server_tells_how_many_guesses_were_right(model_dir):

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import silu
+from transformers import AutoModelForCausalLM
 
 from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
 from nemo_openmath.core.errors import DamagedFile, UserError
 from nemo_openmath.core.records import Generation, RecordWriter
-from nemo_openmath.models.drafters import DrafterShape, ReDrafter
+from nemo_openmath.models.drafters import DrafterShape, ReDrafter, embedding_digest
 from nemo_openmath.models.eagle3 import Eagle3
 from nemo_openmath.speculative.batches import batches, epoch_order
 from nemo_openmath.speculative.decode import Decoded, Tree, speculate
@@ -267,10 +268,17 @@ def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogC
     assert [row["step"] for row in context.metrics["during_training"]][:1] == [5]
     assert ReDrafter.load(tmp_path / "d").shape.draft_vocab == 20
     loaded = ReDrafter.load(tmp_path / "a")
-    assert loaded.shape == DrafterShape(HIDDEN, tokenizer.vocab_size, 2, 3)
+    of_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).get_input_embeddings().weight
+    assert loaded.shape == DrafterShape(HIDDEN, tokenizer.vocab_size, 2, 3, model=embedding_digest(of_model.float()))
+    assert loaded.is_for(of_model)
+    assert not loaded.is_for(of_model * 1.01)
+    assert "- model: model\n" in (tmp_path / "a" / "acceptance.md").read_text()
     tensors = tmp_path / "a" / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
     with pytest.raises(DamagedFile, match=r"model\.safetensors"):
+        ReDrafter.load(tmp_path / "a")
+    tensors.unlink()
+    with pytest.raises(UserError, match=r"is missing; give.*model\.safetensors|model\.safetensors.*is missing"):
         ReDrafter.load(tmp_path / "a")
     with pytest.raises(UserError, match=r"not a drafter's config\.json; give"):
         ReDrafter.load(model)

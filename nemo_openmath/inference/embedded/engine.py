@@ -37,7 +37,7 @@ from nemo_openmath.inference.embedded.text import Detokenizer, StopTable, TextSt
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
 from nemo_openmath.inference.free_memory import Free, free_memory, show
-from nemo_openmath.inference.open import check_drafter
+from nemo_openmath.inference.open import NONE, check_drafter
 from nemo_openmath.models.devices import check_device, use_steady_attention
 from nemo_openmath.models.stop_tokens import end_ids
 
@@ -66,12 +66,15 @@ class EmbeddedEngine:
         vocab: int,
         max_context: int,
         memory: str,
+        guesses: str = NONE,
         deterministic: bool = False,
     ):
         self._name, self.tokenizer, self._scheduler = name, tokenizer, scheduler
         self._detokenizer, self._vocab = detokenizer, vocab
         self.memory = memory
         """Slots, context and memory, in one line."""
+        self.guesses = guesses
+        """What guesses tokens: ``none``, ``ngram``, or a drafter's folder."""
         self._capabilities = Capabilities(
             token_ids=True,
             text_prompts=True,
@@ -153,6 +156,7 @@ class EmbeddedEngine:
             vocab=decoder.vocab,
             max_context=decoder.max_context,
             memory=plan.summary,
+            guesses=NONE if drafts is None else drafts.name,
             deterministic=dtype == "float32" and device == "cpu",
         )
 

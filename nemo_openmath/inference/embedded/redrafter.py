@@ -7,6 +7,7 @@ step gave up stay in the tree; how many of all are verified is the pace's to say
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 from bisect import bisect
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.models.drafters import ReDrafter, ResidualBlock
 
+log = logging.getLogger(__name__)
 BEAMS = 3  # of the search; draft.c allows 8
 SURE = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # borders between classes of guesses, by the drafter's probability
 
@@ -179,4 +181,6 @@ def load_drafter(folder: Path, embedding: Tensor) -> ReDrafter:
     drafter = ReDrafter.load(folder)
     vocab, hidden = embedding.shape
     drafter.shape.refuse_other_model(vocab, hidden, folder)
+    if embedding.dtype in (torch.float32, torch.bfloat16) and not drafter.is_for(embedding):
+        log.warning("%s was trained for another model: results are the same, but few guesses may be right", folder)
     return drafter

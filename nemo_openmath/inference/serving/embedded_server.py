@@ -18,8 +18,8 @@ from nemo_openmath.core.listening import check_address
 from nemo_openmath.core.processes import die_with_parent
 from nemo_openmath.inference.serving.options import DEVICE, DTYPE, add_embedded_options
 
-MEMORY = "memory: "
-"""What the line begins with that the server prints about its memory."""
+SAID = ("memory: ", "guessed tokens: ")
+"""What the lines begin with that the server prints of itself."""
 
 
 async def _serve_embedded(options: argparse.Namespace) -> None:
@@ -44,8 +44,9 @@ async def _serve_embedded(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if engine.memory:
-        print(MEMORY + engine.memory, flush=True)
+    for begins, says in zip(SAID, (engine.memory, engine.guesses), strict=True):
+        if says:
+            print(begins + says, flush=True)
     async with OpenAIServer(engine, host=options.host, port=options.port, api_key=key) as server:
         print(server.url, flush=True)
         await stop.wait()

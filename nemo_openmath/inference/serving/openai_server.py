@@ -27,7 +27,7 @@ from aiohttp import web
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Chunk, Completion, Engine, EngineError, InvalidRequest, Request
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.core.listening import HttpServer
+from nemo_openmath.core.listening import HttpServer, in_url
 from nemo_openmath.core.tokenizer import Message
 from nemo_openmath.inference.asking import LONG
 from nemo_openmath.inference.serving.wire import (
@@ -71,7 +71,7 @@ class OpenAIServer(HttpServer):
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http://{in_url(self.host)}:{self.port}"
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)

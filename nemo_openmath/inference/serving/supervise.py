@@ -19,11 +19,11 @@ import aiohttp
 
 from nemo_openmath.core.engine import EngineError
 from nemo_openmath.core.errors import OpenMathError, UserError
-from nemo_openmath.core.listening import check_address, free_port
+from nemo_openmath.core.listening import check_address, free_port, in_url
 from nemo_openmath.core.outputs import partial_file
 from nemo_openmath.core.processes import child_environment
 from nemo_openmath.core.waiting import Waiting
-from nemo_openmath.inference.serving.embedded_server import MEMORY
+from nemo_openmath.inference.serving.embedded_server import SAID
 from nemo_openmath.inference.serving.launch import ServerConfig, server_command
 from nemo_openmath.inference.serving.server_output import ServerOutput, exit_words
 
@@ -55,8 +55,7 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"http://{host}:{self._port}"
+        return f"http://{in_url(self.config.host)}:{self._port}"
 
     @property
     def pid(self) -> int | None:
@@ -219,7 +218,7 @@ async def serve(config: ServerConfig) -> None:
                 print("\n".join(server.output.lines), file=sys.stderr)
             raise
         for line in server.output.lines:
-            if line.startswith(MEMORY):
+            if line.startswith(SAID):
                 print(line, flush=True)
         print(f"serving {config.served_name} at {server.url}", flush=True)
         await server.wait()

@@ -28,7 +28,7 @@ from aiohttp import web
 
 from nemo_openmath.core.clock import Clock, SystemClock
 from nemo_openmath.core.errors import UserError, of_the_system, words_of
-from nemo_openmath.core.listening import check_address
+from nemo_openmath.core.listening import check_address, in_url
 from nemo_openmath.core.logs import configure_logging
 from nemo_openmath.core.sandbox import Limits, SandboxError
 from nemo_openmath.sandbox import channel
@@ -260,8 +260,7 @@ class SandboxService:
         settings = self._settings
         if settings.socket is None:
             await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            self.url = f"http://{host}:{runner.addresses[0][1]}"
+            self.url = f"http://{in_url(settings.host)}:{runner.addresses[0][1]}"
             return
         await _check_unused(settings.socket)
         before = os.umask(0o177)
