@@ -26,6 +26,7 @@ from nemo_openmath.recipe import load_recipe
 from nemo_openmath.recipe.runner import Run
 from nemo_openmath.recipe.selection import StageSelection
 from nemo_openmath.recipe.status import State
+from tests.conftest import SmokeRun
 from tests.support.servers import LoopbackServer
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,9 @@ SMOKE = ROOT / "examples" / "smoke.yaml"
 COMMAND = [sys.executable, "-m", "nemo_openmath.cli.main", "recipe", "run"]
 
 
-def start(output: Path, *more: str, **options: object) -> subprocess.Popen[str]:
+def start(output: Path, *more: str, recipe: Path = SMOKE, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-        [*COMMAND, str(SMOKE), "--output", str(output), *more],
+        [*COMMAND, str(recipe), "--output", str(output), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -44,8 +45,8 @@ def start(output: Path, *more: str, **options: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(output: Path, *more: str) -> str:
-    process = start(output, *more)
+def finish(output: Path, *more: str, recipe: Path = SMOKE) -> str:
+    process = start(output, *more, recipe=recipe)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return said
@@ -56,9 +57,20 @@ def digests(output: Path) -> dict[str, str]:
     return {name: manifest.digest for name, manifest in found.items() if manifest}
 
 
+def finished(smoke_run: SmokeRun, clone: Path, until: str) -> tuple[Path, Path]:
+    """(recipe, output) of a copy of the run that all tests share, as it was after the stage ``until``."""
+    run = smoke_run.copy(clone)
+    recipe = clone / "examples/smoke.yaml"
+    kept = StageSelection(until=until).names(load_recipe(recipe))
+    for manifest in run.output.glob("*/manifest.json"):
+        if manifest.parent.name not in kept:
+            shutil.rmtree(manifest.parent)
+    return recipe, run.output
+
+
 @pytest.mark.slow
-def test_sigkill_anywhere_then_run_again_gives_the_same(tmp_path: Path) -> None:
-    finish(tmp_path / "whole", "--until", "tir_graded")
+def test_sigkill_anywhere_then_run_again_gives_the_same(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    """The same as an undisturbed run of the recipe made."""
     rng = random.Random(3)
     born = 0
     for attempt in range(6):
@@ -75,49 +87,53 @@ def test_sigkill_anywhere_then_run_again_gives_the_same(tmp_path: Path) -> None:
         born += len(children)
     assert born, "teacher, sandbox and graders are processes"
     finish(tmp_path / "killed", "--until", "tir_graded")
-    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    whole = digests(smoke_run.output)
+    names = StageSelection(until="tir_graded").names(load_recipe(SMOKE))
+    assert digests(tmp_path / "killed") == {name: whole[name] for name in names}
 
 
 @pytest.mark.slow
-def test_only_what_is_missing_or_changed_is_done_again(tmp_path: Path) -> None:
-    finish(tmp_path, "--until", "problems")
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
-    said = finish(tmp_path, "--until", "problems")
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")} == before, said
+def test_only_what_is_missing_or_changed_is_done_again(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    recipe, output = finished(smoke_run, tmp_path / "clone", "problems")
+    before = {p: p.stat().st_mtime_ns for p in output.glob("*/manifest.json")}
+    said = finish(output, "--until", "problems", recipe=recipe)
+    assert {p: p.stat().st_mtime_ns for p in output.glob("*/manifest.json")} == before, said
 
-    shutil.rmtree(tmp_path / "classified")
-    finish(tmp_path, "--until", "problems")
+    shutil.rmtree(output / "classified")
+    finish(output, "--until", "problems", recipe=recipe)
     again = {p.parent.name for p, t in before.items() if p.stat().st_mtime_ns != t}
     assert again == {"classified"}, "its content is the same, so nothing that depends on it is redone"
 
-    said = finish(tmp_path, "--until", "classified", "stages.classified.drop=[invalid]")
+    said = finish(output, "--until", "classified", "stages.classified.drop=[invalid]", recipe=recipe)
     assert "stale (drop.0 was" in said or "stale (drop was" in said, said
-    changed = {s.name for s in _run(tmp_path, "stages.classified.drop=[invalid]").status() if s.state is State.CHANGED}
+    changed = {
+        s.name for s in _run(recipe, output, "stages.classified.drop=[invalid]").status() if s.state is State.CHANGED
+    }
     assert changed == {"converted", "answered", "problems"}, "stale, and what was made from it"
 
-    (tmp_path / "converted" / "seconds.json").write_text("7200.0")
-    again = start(tmp_path, "--until", "converted", "stages.classified.drop=[invalid]")
+    (output / "converted" / "seconds.json").write_text("7200.0")
+    again = start(output, "--until", "converted", "stages.classified.drop=[invalid]", recipe=recipe)
     said = " ".join(again.communicate(timeout=300)[0].split())
     assert again.returncode == ExitCode.USER_ERROR, said
     assert "(input classified has changed), and 2.0 hours of work lie there; make it anew with --replace" in said
-    assert (tmp_path / "converted" / "manifest.json").exists()
-    finish(tmp_path, "--until", "converted", "--replace", "stages.classified.drop=[invalid]")
+    assert (output / "converted" / "manifest.json").exists()
+    finish(output, "--until", "converted", "--replace", "stages.classified.drop=[invalid]", recipe=recipe)
 
-    part = next((tmp_path / "threads").glob("part-*"))
-    part.write_bytes(part.read_bytes()[:-20])
-    states = {s.name: s.state for s in _run(tmp_path).status()}
+    part = next((output / "threads").glob("part-*"))
+    cut = part.read_bytes()[:-20]
+    part.unlink()  # large files of the copy are links
+    part.write_bytes(cut)
+    states = {s.name: s.state for s in _run(recipe, output).status()}
     assert states["threads"] is State.DAMAGED
     assert states["benchmark"] is State.FINISHED
 
 
-def _run(output: Path, *overrides: str) -> Run:
-    return Run(load_recipe(SMOKE, overrides), output)
+def _run(recipe: Path, output: Path, *overrides: str) -> Run:
+    return Run(load_recipe(recipe, overrides), output)
 
 
 @pytest.mark.slow
 def test_a_full_disk_in_the_middle_of_a_stage(tmp_path: Path) -> None:
-    finish(tmp_path / "whole", "--until", "extracted")
-
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 
@@ -149,14 +165,14 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_array_of_shards_makes_what_one_job_makes(tmp_path: Path) -> None:
-    finish(tmp_path / "one", "--until", "extracted")
-    shutil.copytree(tmp_path / "one", tmp_path / "array")
-    shutil.rmtree(tmp_path / "array" / "extracted")
+def test_an_array_of_shards_makes_what_one_job_makes(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    recipe, output = finished(smoke_run, tmp_path / "clone", "extracted")
+    of_one = digests(output)
+    shutil.rmtree(output / "extracted")
     for shard in (2, 0, 1):
-        assert read_manifest(tmp_path / "array" / "extracted") is None
-        finish(tmp_path / "array", "--only", "extracted", "--shard", f"{shard}/3")
-    assert digests(tmp_path / "array") == digests(tmp_path / "one")
+        assert read_manifest(output / "extracted") is None
+        finish(output, "--only", "extracted", "--shard", f"{shard}/3", recipe=recipe)
+    assert digests(output) == of_one
 
 
 # ---- A teacher that fails. The stand-in's own server, with faults put before it.
