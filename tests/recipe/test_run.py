@@ -149,19 +149,22 @@ def test_a_full_disk_in_the_middle_of_a_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_finished(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    recipe, output = finished(smoke_run, tmp_path / "clone", "problems")
+
     def heed() -> None:  # the shell of a background job has it ignored, and children inherit that
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    process = start(tmp_path, start_new_session=True, preexec_fn=heed)
-    while not (tmp_path / "cot" / "manifest.json").exists():
+    process = start(output, recipe=recipe, start_new_session=True, preexec_fn=heed)
+    while not (output / "cot" / "manifest.json").exists():
         time.sleep(0.05)
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=1200)
     assert process.returncode == ExitCode.INTERRUPTED, said
     assert "finished work is kept" in said
-    finish(tmp_path, "--until", "tir")
+    assert (output / "cot/manifest.json").exists()
+    finish(output, "--until", "tir", recipe=recipe)
 
 
 @pytest.mark.slow
