@@ -6,6 +6,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 
 from nemo_openmath.chat import encode_many
@@ -74,8 +75,8 @@ def _reasons_in(source: ModuleType | type) -> Iterator[str]:
     if isinstance(source, type):
         statements, module = class_body(source), source.__module__
     else:
-        tree = ast.parse(inspect.getsource(source))
-        statements, module = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)], source.__name__
+        nodes = ast.walk(_parsed(source.__name__))
+        statements, module = [node for node in nodes if isinstance(node, ast.FunctionDef)], source.__name__
     constants = _constants(module)
     for statement in statements:
         yield from _reasons(statement, constants)
@@ -83,7 +84,7 @@ def _reasons_in(source: ModuleType | type) -> Iterator[str]:
 
 def _rejections(module: str) -> Iterator[str]:
     """Yield the reasons for which the parsers of a module reject a reply."""
-    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))):
+    for node in ast.walk(_parsed(module)):
         match node:
             case ast.Call(func=ast.Name(id="Rejected"), args=[value]):
                 yield from _texts(value, {})
@@ -139,7 +140,13 @@ def _part(part: ast.expr, constants: dict[str, ast.expr]) -> str:
     return "..."
 
 
+@cache
 def _constants(module: str) -> dict[str, ast.expr]:
     """Return the module's own constants: name -> value."""
-    body = ast.parse(inspect.getsource(sys.modules[module])).body
+    body = _parsed(module).body
     return {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+
+
+@cache
+def _parsed(module: str) -> ast.Module:
+    return ast.parse(inspect.getsource(sys.modules[module]))

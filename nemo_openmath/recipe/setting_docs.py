@@ -125,6 +125,7 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+@cache
 def class_body(cls: type) -> list[ast.stmt]:
     """Return the statements of a class as they are written; none where its source is not at hand."""
     try:

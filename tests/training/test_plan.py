@@ -65,6 +65,22 @@ def test_layouts_are_those_the_trainer_accepts_and_come_fastest_first() -> None:
     assert tried == {1, 2, 4}  # 4 KV heads: the trainer refuses 8
 
 
+@pytest.mark.parametrize("pp", [1, 2, 4, 8])
+@pytest.mark.parametrize("tied", [False, True])
+def test_no_stage_needs_more_than_is_said(pp: int, tied: bool) -> None:
+    """Not all stages are computed: what is left out is never the fullest."""
+    model = preset("qwen2.5-32b").with_changes(tie_word_embeddings=tied)
+    for vpp in (1, 2) if pp > 1 else (1,):
+        for sizes in ((1, 1), (4, 2)):
+            layout = Layout(Parallel(tp=sizes[0], pp=pp, cp=sizes[1], vpp=vpp), 2, True, "none")
+            for packs in (1, 3, 64):
+                of_stages = [
+                    memory._stage(model, layout, stage, 16384, packs, "bf16", 0.7, None) for stage in range(pp)
+                ]
+                said = memory.memory(model, layout, capacity=16384, micro_batches=packs, target_share=0.7)
+                assert said == max(of_stages, key=lambda stage: stage.total)
+
+
 def test_what_each_kind_of_parallelism_saves() -> None:
     """Tensor, context and sequence parallelism, recomputation and the distributed optimizer lower what they should;
     the first pipeline stage holds as many micro-batches as there are stages."""

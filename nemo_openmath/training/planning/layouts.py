@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.models.configs import ModelConfig
@@ -20,7 +19,6 @@ MAX_GPUS = 8192  # looked at for what would fit
 # The memory is computed, and no GPU has run it: a layout that needs all of it may fail after hours, at the first pack
 # whose tensors do not fit the allocator's holes.
 HEADROOM = 0.10  # of a GPU's memory that stays free in the layout that is offered; assumed
-EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
 ALIKE = 0.02  # layouts whose step differs by less are as fast: the estimate is not more exact
 
 
@@ -115,8 +113,11 @@ def choose_exchange(
         return "all_gather"
     if layout.transformer_engine or wanted == "ring":
         return "ring"
-    gathered, ring = (
-        memory(
+    if wanted == "all_gather":
+        return "all_gather"
+
+    def needed(exchange: Exchange) -> int:
+        return memory(
             model,
             replace(layout, exchange=exchange),
             capacity=capacity,
@@ -124,10 +125,9 @@ def choose_exchange(
             precision=precision,
             gpu_memory=gpu_memory,
         ).total
-        for exchange in EXCHANGES
-    )
-    fits = gathered <= (1 - HEADROOM) * gpu_memory
-    return "all_gather" if wanted == "all_gather" or fits or gathered <= ring else "ring"
+
+    gathered = needed("all_gather")
+    return "all_gather" if gathered <= (1 - HEADROOM) * gpu_memory or gathered <= needed("ring") else "ring"
 
 
 def with_exchange(work: Workload, layout: Layout, gpu: Gpu) -> Layout:

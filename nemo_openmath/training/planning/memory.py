@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import get_args
 
 from nemo_openmath.models.configs import ModelConfig
@@ -74,7 +74,8 @@ class Memory:
     @property
     def total(self) -> int:
         """Return the sum of all kinds."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        lasting = self.weights + self.gradients + self.optimizer
+        return lasting + self.activations + self.logits + self.backward + self.reserve
 
 
 def stage_parameters(model: ModelConfig, parallel: Parallel, stage: int) -> int:
@@ -257,9 +258,10 @@ def memory(
     packs of each replica in a step. ``gpu_memory`` (bytes) decides how large the loss's blocks are; None: it has enough
     for the largest.
     """
+    # Of the stages between the first and the last, which hold the same layers, the earliest holds the most chunks.
     stages = [
         _stage(model, layout, stage, capacity, micro_batches, precision, target_share, gpu_memory)
-        for stage in range(layout.parallel.pp)
+        for stage in sorted({0, min(1, layout.parallel.pp - 1), layout.parallel.pp - 1})
     ]
     return max(stages, key=lambda stage: stage.total)
 
