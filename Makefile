@@ -29,7 +29,7 @@ real: setup
 
 # In $(JOBS) processes, the tests of a file in one of them; make test JOBS=0 is one after another.
 test: setup
-	$(RUN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(RUN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # What runs on a cluster, on a real Slurm with four pretended nodes; Debian's packages are installed where they are missing.
 test-slurm: setup

@@ -29,6 +29,13 @@ settings.register_profile("openmath", deadline=None, suppress_health_check=[Heal
 settings.load_profile("openmath")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In several processes, files with slow tests come first: at the end none of them is left to one process alone."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     def make(folder: Path) -> None:
