@@ -9,13 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from megatron.core import parallel_state
 
 from nemo_openmath.core.errors import UserError
 from nemo_openmath.data import Mixture, PackedData, PackPlan, imbalance, write_packs, write_tokens
-from nemo_openmath.integrations.nemo.packs import PackStream, collate, packed_data_step, packs_per_batch
-from tests.support.rows import make_rows, store_rows
-from tests.support.tokenizers import byte_level
+from nemo_openmath.models import cpu_compat
+
+cpu_compat.install()  # a megatron-core that is imported without it loads torch's compiler
+
+from megatron.core import parallel_state  # noqa: E402
+
+from nemo_openmath.integrations.nemo.packs import (  # noqa: E402
+    PackStream,
+    collate,
+    packed_data_step,
+    packs_per_batch,
+)
+from tests.support.rows import make_rows, store_rows  # noqa: E402
+from tests.support.tokenizers import byte_level  # noqa: E402
 
 
 @pytest.fixture(scope="module")
