@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import traceback
@@ -58,12 +59,19 @@ def run_cases(run: Callable[[dict[str, Any]], None]) -> NoReturn:
             run(case)
         except Exception:
             print(f"case {case}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            os._exit(1)
+            _end(1)
         dist.barrier()
         end_groups_but(kept)
         gc.collect()  # models that are circles hold groups, too
         dist.barrier()
-    os._exit(0)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End this rank at once, and the processes in which megatron-core writes, which would wait for ever."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 def training_config(fields: dict[str, Any]) -> TrainingConfig:
