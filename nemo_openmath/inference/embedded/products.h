@@ -19,7 +19,8 @@ INLINE void tile(const int tall, const int what, const float *x, const float *pa
     vec sums[TALL][2];
     for (int r = 0; r < tall; r++) sums[r][0] = sums[r][1] = all(0.0f);
     for (int64_t k = 0; k < in; k++) {
-        const vec a = load(panel + k * PANEL), b = load(panel + k * PANEL + LANES);
+        vec a = load(panel + k * PANEL), b = load(panel + k * PANEL + LANES);
+        if (tall > 2) { IN_REGISTER(a); IN_REGISTER(b); }
         for (int r = 0; r < tall; r++) {
             const vec value = all(x[r * in + k]);
             sums[r][0] += value * a;
@@ -43,6 +44,25 @@ INLINE void tile(const int tall, const int what, const float *x, const float *pa
     }
 }
 
+/* A function for each kind and height: inlined into one, gcc keeps some of their sums in memory. */
+typedef void Tile(const float *x, const float *panel, int64_t in, const float *scale, const float *bias, float *out,
+                  int64_t stride);
+#define TILE(what, tall)                                                                                          \
+    static __attribute__((noinline)) void what##_##tall(const float *x, const float *panel, int64_t in,             \
+                                                        const float *scale, const float *bias, float *out,          \
+                                                        int64_t stride) {                                           \
+        tile(tall, what, x, panel, in, scale, bias, out, stride);                                                   \
+    }
+#define TILES(what) TILE(what, 1) TILE(what, 2) TILE(what, 3) TILE(what, 4) TILE(what, 5) TILE(what, 6)
+TILES(STORE)
+TILES(ADD)
+TILES(GATE)
+#define HEIGHTS(what) {what##_1, what##_2, what##_3, what##_4, what##_5, what##_6}
+static Tile *const OF_HEIGHT[3][TALL] = {[STORE] = HEIGHTS(STORE), [ADD] = HEIGHTS(ADD), [GATE] = HEIGHTS(GATE)};
+#undef HEIGHTS
+#undef TILES
+#undef TILE
+
 /* out (+)= x @ matrix.T, rows of x scaled (the norm before a matrix), gate applied: all in one pass. */
 INLINE void multiply(const int what, const float *x, int64_t rows, int64_t in, const float *matrix, Range panels,
                      const float *scale, const float *bias, float *out, int64_t stride) {
@@ -50,21 +70,11 @@ INLINE void multiply(const int what, const float *x, int64_t rows, int64_t in, c
     for (int64_t p = panels.first; p < panels.last; p++) {
         const float *panel = matrix + p * in * PANEL, *shift = bias + p * PANEL;
         float *o = out + p * step;
-        int64_t r = 0;
-#define TILE(tall) tile(tall, what, x + r * in, panel, in, scale ? scale + r : NULL, shift, o + r * stride, stride)
-        while (r < rows) { /* tiles of like height: a low one takes nearly as long as a high one */
+        for (int64_t r = 0; r < rows;) { /* tiles of like height: a low one takes nearly as long as a high one */
             const int64_t left = rows - r, tiles = (left + TALL - 1) / TALL, tall = (left + tiles - 1) / tiles;
-            switch (tall) {
-                case 1: TILE(1); break;
-                case 2: TILE(2); break;
-                case 3: TILE(3); break;
-                case 4: TILE(4); break;
-                case 5: TILE(5); break;
-                default: TILE(TALL); break;
-            }
+            OF_HEIGHT[what][tall - 1](x + r * in, panel, in, scale ? scale + r : NULL, shift, o + r * stride, stride);
             r += tall;
         }
-#undef TILE
     }
 }
 
