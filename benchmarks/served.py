@@ -2,6 +2,8 @@
 
     python benchmarks/served.py ends BASE --folder DISK [--vllm PYTHON]
     python benchmarks/served.py equal MODEL --problems FILE.jsonl --vllm PYTHON [--tokens 120] [--count 8]
+    python benchmarks/served.py head FOLDER [--draft-vocab 256] [--epochs 6]
+    python benchmarks/served.py drafted MODEL HEAD --generations DIR --vllm PYTHON [--tokens 300] [--count 60]
 
 ``ends``: trains BASE, whose files say <|endoftext|>, for a few steps on answers that end in <|im_end|>, exports it, and
 asks it three questions through transformers' ``generate`` and, with ``--vllm``, through vLLM, by a client that names no
@@ -11,6 +13,16 @@ must run on behind their <|im_end|>, or the comparison shows nothing.
 ``equal``: greedy solutions by the embedded engine and by vLLM through the HTTP client, with vLLM started as ``openmath
 serve`` starts it and with the model's own sampling defaults (``--generation-config auto``). Where two differ: the first
 token that does, and by how much the two tokens' log-probabilities differ.
+
+``head``: a model of nine layers that solves problems of the tiny world (``FOLDER/model``), its solutions of other ones
+(``FOLDER/drafts/held_out``), and an EAGLE-3 head for it (``FOLDER/drafts/head``): some six minutes.
+
+``drafted``: what vLLM makes of an EAGLE-3 head. Each tensor in its memory against the folder's. Then the model answers
+the prompts of its solutions in DIR greedily, as long as these are, without the head and with it: the same tokens. Steps
+and accepted drafts that vLLM counts (``/metrics``), against what the measure of ``drafter.train`` says of these
+answers; exit 1 where a step's accepted drafts differ by more than 1%. At last the same head with states one layer
+later: other counts, or the comparison shows nothing. Unlike ``acceptance.json``, both go on behind an answer's end: its
+last drafts are judged, too.
 
 PYTHON: that of an environment with vLLM and this package. On a CPU vLLM takes ``VLLM_CPU_KVCACHE_SPACE`` GiB besides
 the weights. A model of 0.5B parameters takes 12 GB of memory to train.
@@ -23,14 +35,14 @@ import asyncio
 import json
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from served_drafts import drafted, head
+from served_start import do, vllm
 
 from nemo_openmath.core.engine import Completion, Engine, Request, Sampling
 
@@ -40,33 +52,6 @@ QUESTION = "A rectangle has sides {} and {}. What is its area?"
 ANSWER = "The area is the product of the sides, ${0} \\cdot {1} = {2}$.\n\nThe answer is $\\boxed{{{2}}}$."
 ASKED = [TASK + QUESTION.format(*sides) for sides in ((12, 17), (21, 8), (45, 6))]
 STEPS, LIMIT = 4, 120
-
-
-def openmath(*words: object, python: str = sys.executable) -> list[str]:
-    return [python, "-c", "from nemo_openmath.cli.main import main; main()", *map(str, words)]
-
-
-def do(*words: object) -> None:
-    print("$ openmath", *words, flush=True)
-    subprocess.run(openmath(*words), check=True)
-
-
-@contextmanager
-def vllm(python: str, model: Path, *arguments: str) -> Iterator[str]:
-    """The URL of a vLLM that ``openmath serve`` started."""
-    with tempfile.TemporaryDirectory() as work:
-        address, log = Path(work) / "address", Path(work) / "log"
-        words = ["serve", model, "--engine", "vllm", "--port", 0, "--address-file", address, "--log", log, "--"]
-        words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", *arguments]
-        server = subprocess.Popen(openmath(*words, python=python), stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None
-        try:
-            if not server.stdout.readline().startswith("serving "):
-                sys.exit(server.wait())
-            yield address.read_text().strip()
-        finally:
-            server.terminate()
-            server.wait()
 
 
 # -- where texts end ---------------------------------------------------------------------------------------------------
@@ -225,8 +210,24 @@ def main() -> None:
     equal_verb.add_argument("--tokens", type=int, default=120)
     equal_verb.add_argument("--count", type=int, default=8)
     equal_verb.set_defaults(work=equal)
+    head_verb = verbs.add_parser("head")
+    head_verb.add_argument("folder", type=Path, metavar="FOLDER", help="to be made")
+    head_verb.add_argument("--rows", type=int, default=6000)
+    head_verb.add_argument("--problems", type=int, default=600)
+    head_verb.add_argument("--epochs", type=int, default=6)
+    head_verb.add_argument("--draft-vocab", type=int, default=256)
+    head_verb.set_defaults(work=head)
+    drafted_verb = verbs.add_parser("drafted")
+    drafted_verb.add_argument("model", type=Path, metavar="MODEL")
+    drafted_verb.add_argument("head", type=Path, metavar="HEAD")
+    drafted_verb.add_argument("--generations", type=Path, required=True, metavar="DIR")
+    drafted_verb.add_argument("--vllm", metavar="PYTHON", required=True)
+    drafted_verb.add_argument("--tokens", type=int, default=300)
+    drafted_verb.add_argument("--count", type=int, default=60)
+    drafted_verb.set_defaults(work=drafted)
     options = parser.parse_args()
-    options.model = options.model.resolve()
+    if "model" in options:
+        options.model = options.model.resolve()
     options.work(options)
 
 
