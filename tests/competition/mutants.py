@@ -38,14 +38,18 @@ class Mutant:
     new: str
     caught_by: tuple[str, ...]
 
-    def apply(self, top: Path) -> None:
-        """Change the copy at ``top``. Raises AssertionError where the place is not there once."""
+    def changed(self, top: Path) -> str:
+        """Return the changed text of the file. Raises AssertionError where the place is not there once."""
         path = top / "nemo_openmath/competition" / self.file
         text = path.read_text()
         assert text.count(self.old) == 1, f"{self.name}: {text.count(self.old)} such places in {self.file}"
         changed = text.replace(self.old, self.new)
         compile(changed, str(path), "exec")
-        path.write_text(changed)
+        return changed
+
+    def apply(self, top: Path) -> None:
+        """Change the copy at ``top``."""
+        (top / "nemo_openmath/competition" / self.file).write_text(self.changed(top))
 
     def undo(self, top: Path) -> None:
         """Restore the copy."""
