@@ -159,7 +159,7 @@ def test_the_folder_of_a_stage_without_records_is_no_data(tmp_path: Path) -> Non
         ("a.csv", "problem\ncafé\n".encode("latin-1"), r"a.csv:2: not UTF-8 \(byte 0xe9"),
         ("a.json", '[\n{"problem": "café"}]'.encode("latin-1"), r"a.json:2: not UTF-8"),
         ("a.jsonl", '{"problem": "x"}'.encode("utf-16"), r"a.jsonl: this is UTF-16, not .jsonl; save it as UTF-8"),
-        ("a.jsonl", gzip.compress(b"{}"), r"a.jsonl: this is gzip, not .jsonl"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), r"a.jsonl: this is gzip, not .jsonl"),
         ("a.csv", b"PK\x03\x04 of Excel", r"a.csv: this is a zip archive or .xlsx"),
         ("a.jsonl", b"", r"a.jsonl: there is no row in it"),
         ("a.jsonl", b"\n \n\n", r"a.jsonl: there is no row in it"),
