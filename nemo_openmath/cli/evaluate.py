@@ -237,7 +237,7 @@ def _add_rescore(words: Any) -> None:
         help="where judges' verdicts count: where the grader leaves it open, everywhere, nowhere",
     )
     grader.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes that compare answers")
-    grader.add_argument("--time-limit", type=seconds(), default=2.0, metavar="SECONDS", help="of one comparison")
+    grader.add_argument("--time-limit", type=float, default=2.0, metavar="SECONDS", help="of one comparison")
     limit = rescore.add_argument_group("which tokens")
     limit.add_argument("--tokens", type=at_least(1), metavar="N", help="longer solutions are unfinished")
     limit.add_argument("--unfinished-answers", action="store_true", help="look for answers in unfinished ones, too")
