@@ -74,8 +74,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Return the sum of all kinds."""
-        lasting = self.weights + self.gradients + self.optimizer
-        return lasting + self.activations + self.logits + self.backward + self.reserve
+        return sum(vars(self).values())
 
 
 def stage_parameters(model: ModelConfig, parallel: Parallel, stage: int) -> int:
