@@ -17,6 +17,7 @@ from torch import Tensor
 from nemo_openmath.inference.embedded.cache import Cache, block_tokens
 from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.kernels import CBatch, CLayer, CModel, Kernels, load_kernels
+from nemo_openmath.inference.embedded.panels import Panels
 from nemo_openmath.inference.embedded.sampling import RowSampling
 from nemo_openmath.inference.embedded.weights import Layer, Weights
 
@@ -113,7 +114,9 @@ class CompiledDecoder:
         self.keys = cache.keys.view(layers, slots * kv, self.capacity // kernels.span, d * kernels.span)
         self.values = cache.values.view(layers, slots * kv, self.capacity, d)
         self._slot = np.arange(slots)  # of each row
-        self._keep: list[Tensor] = []  # what the structures point to
+        self._keep: list[Tensor] = []  # what the structures point to, besides the matrices
+        matrices = [m for layer in w.layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        self._panels = Panels(kernels, [matrix.shape for matrix in [*matrices, w.head]])
         zeros = self._hold(torch.zeros(2 * max(self._hidden, self._width, inner, self._vocab_padded)))
         self._zeros = zeros
         c_layers = (CLayer * layers)(*(self._layer(layer, i) for i, layer in enumerate(w.layers)))
@@ -126,7 +129,7 @@ class CompiledDecoder:
             layers=layers,
             capacity=self.capacity,
             embedding=self._hold(w.embedding),
-            head=self._pack(w.head * w.norm),
+            head=self._panels.pack(w.head * w.norm),
             rotation=self._hold(torch.view_as_real(w.rotation)),
             zeros=zeros,
             layer=ctypes.addressof(c_layers),
@@ -144,17 +147,17 @@ class CompiledDecoder:
 
     def weight_bytes(self) -> int:
         """Return the memory of the weights as they are packed."""
-        return sum(tensor.nbytes for tensor in self._keep)
+        return self._panels.nbytes + sum(tensor.nbytes for tensor in self._keep)
 
     def _layer(self, layer: Layer, i: int) -> CLayer:
         return CLayer(
-            qkv=self._pack(layer.qkv),
+            qkv=self._panels.pack(layer.qkv),
             qkv_bias=self._hold(layer.qkv_bias) or self._zeros,
             qk_norm=self._hold(layer.qk_norm),
-            o=self._pack(layer.o),
+            o=self._panels.pack(layer.o),
             o_bias=self._hold(layer.o_bias) or self._zeros,
-            gate_up=self._pack(layer.gate_up, pair=True),
-            down=self._pack(layer.down),
+            gate_up=self._panels.pack(layer.gate_up, pair=True),
+            down=self._panels.pack(layer.down),
             keys=self.keys[i].data_ptr(),
             values=self.values[i].data_ptr(),
         )
@@ -164,15 +167,6 @@ class CompiledDecoder:
             return None
         self._keep.append(tensor.contiguous())
         return self._keep[-1].data_ptr()
-
-    def _pack(self, matrix: Tensor, pair: bool = False) -> int:
-        out, into = matrix.shape
-        panels = -(-out // self.kernels.panel)
-        packed = torch.empty(panels * into * self.kernels.panel)
-        matrix = matrix.contiguous()
-        self.kernels.pack(matrix.data_ptr(), out, into, int(pair), packed.data_ptr())
-        self._keep.append(packed)
-        return packed.data_ptr()
 
     # -- computing -------------------------------------------------------------------------------------------------
 

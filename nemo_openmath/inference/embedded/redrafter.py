@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_openmath.inference.embedded.kernels import CDrafter, Kernels
+from nemo_openmath.inference.embedded.panels import Panels
 from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.models.drafters import ReDrafter, ResidualBlock
@@ -77,7 +78,11 @@ class CompiledSearch:
         self.length, self.width = length, min(width, shape.head_rows)
         self._keep: list[Tensor] = []  # what the structure points to
         blocks = [block.linear for block in drafter.lm_head if isinstance(block, ResidualBlock)]
-        matrices, biases = [self._pack(b.weight) for b in blocks], [self._hold(b.bias.float()) for b in blocks]
+        recurrence = [drafter.rnn_w.weight, drafter.rnn_u.weight]
+        order = [*recurrence, *(block.weight for block in blocks), drafter.output_weight]
+        self._panels = Panels(kernels, [matrix.shape for matrix in order])
+        w, u = (self._panels.pack(matrix) for matrix in recurrence)
+        matrices, biases = [self._panels.pack(b.weight) for b in blocks], [self._hold(b.bias.float()) for b in blocks]
         addresses = [(ctypes.c_void_p * len(blocks))(*column) for column in (matrices, biases)]
         longest = max(2 * shape.hidden, -(-shape.head_rows // kernels.panel) * kernels.panel)
         self._addresses = addresses
@@ -86,12 +91,12 @@ class CompiledSearch:
             layers=len(blocks),
             head_rows=shape.head_rows,
             linear=shape.recurrence == "linear",
-            w=self._pack(drafter.rnn_w.weight),
-            u=self._pack(drafter.rnn_u.weight),
+            w=w,
+            u=u,
             u_bias=self._hold(drafter.rnn_u.bias.float()),
             blocks=ctypes.addressof(addresses[0]),
             biases=ctypes.addressof(addresses[1]),
-            head=self._pack(drafter.output_weight),
+            head=self._panels.pack(drafter.output_weight),
             ids=None if drafter.draft_ids is None else self._hold(drafter.draft_ids),
             embedding=self._hold(embedding),
             zeros=self._hold(torch.zeros(longest)),
@@ -103,13 +108,6 @@ class CompiledSearch:
     def _hold(self, tensor: Tensor) -> int:
         self._keep.append(tensor.detach().contiguous())
         return self._keep[-1].data_ptr()
-
-    def _pack(self, matrix: Tensor) -> int:
-        out, into = matrix.shape
-        packed = torch.empty(-(-out // self._kernels.panel) * into * self._kernels.panel)
-        matrix = matrix.detach().float().contiguous()
-        self._kernels.pack(matrix.data_ptr(), out, into, 0, packed.data_ptr())
-        return self._hold(packed)
 
     def __call__(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shape = (len(tokens), self.length, self.width)
