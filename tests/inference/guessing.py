@@ -12,7 +12,8 @@ import numpy as np
 
 from nemo_openmath.core.engine import Completion, Request, Sampling
 from nemo_openmath.inference.embedded import EmbeddedEngine
-from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal
+from nemo_openmath.inference.embedded.guesses import Trees
+from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.rows import RowTable
 
 
@@ -42,13 +43,14 @@ class RandomTrees:
     def move(self, source: int, target: int) -> None:
         pass
 
-    def propose(self, rows: Sequence[int], most: Sequence[int], level: int) -> list[Proposal | None]:
-        return [self._tree(row, n) for row, n in zip(rows, most, strict=True)]
+    def propose(self, rows: np.ndarray, most: np.ndarray, level: int, into: Trees) -> None:
+        for i, (row, n) in enumerate(zip(rows.tolist(), most.tolist(), strict=True)):
+            into.put(i, *self._tree(row, n))
 
-    def _tree(self, row: int, most: int) -> Proposal | None:
+    def _tree(self, row: int, most: int) -> tuple[list[int], list[int], list[int]]:
         draw = self._draw
         if most < 1 or draw.random() < 0.2:
-            return None
+            return [], [], []
         ids = self._table.ids[row, : self._table.length[row]].tolist()
         prompt = tuple(ids[: self._table.prompt_length[row]])
         truth = [*prompt, *self._known.get(prompt, ())][len(ids) :]
@@ -70,14 +72,14 @@ class RandomTrees:
             depths.append(depth)
             if right:
                 path = guess
-        return Proposal(tokens, parents, [0] * len(tokens))
+        return tokens, parents, [0] * len(tokens)
 
 
 def guessing(
     make: Callable[[RowTable], Any], model: Path, *, paced: bool = False, hidden: int = 0, **options: Any
 ) -> EmbeddedEngine:
     """An engine whose guesses are those of ``make``; all of them are verified unless it is paced."""
-    source = DraftSource("test", make, hidden=hidden, paced=paced)
+    source = DraftSource("test", lambda table, room: make(table), hidden=hidden, paced=paced)
     return EmbeddedEngine.load(model, threads=options.pop("threads", 1), drafter=source, **options)
 
 

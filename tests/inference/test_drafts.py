@@ -21,19 +21,12 @@ from nemo_openmath.inference.embedded import EmbeddedEngine
 from nemo_openmath.inference.embedded import drafters as drafters_module
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
+from nemo_openmath.inference.embedded.drafters import Both
+from nemo_openmath.inference.embedded.guesses import TextColumns, Trees, functions
 from nemo_openmath.inference.embedded.kernels import load_kernels
-from nemo_openmath.inference.embedded.ngrams import (
-    KINDS,
-    LONGEST,
-    PLACES,
-    IndexedText,
-    Library,
-    NgramProposer,
-    match_length,
-)
-from nemo_openmath.inference.embedded.pace import MOST, PLAIN, Pace
-from nemo_openmath.inference.embedded.proposers import Proposal
-from nemo_openmath.inference.embedded.redrafter import CompiledSearch, TorchSearch
+from nemo_openmath.inference.embedded.ngrams import NgramProposer
+from nemo_openmath.inference.embedded.pace import MOST, PLAIN, Chances, Pace
+from nemo_openmath.inference.embedded.redrafter import CompiledSearch, RedrafterProposer, TorchSearch
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.torch_decoder import TorchDecoder
 from nemo_openmath.inference.embedded.weights import load_weights
@@ -229,52 +222,86 @@ async def test_guesses_leave_the_distribution_as_it_is(model_dir):
     assert chi_square(drawn, expected) > 1e-3
 
 
-def test_ngrams_find_the_longest_match_and_of_equal_ones_the_last():
-    text = IndexedText(Library())
-    assert text.match() == (text, -1, 0)
-    text.add([1, 2, 3, 4, 9, 2, 3, 5])
-    assert text.match() == (text, -1, 0)
-    text.add([7, 2, 3])
-    assert text.match() == (text, 7, 2)  # behind the second [2, 3]
-    text.add([4, 8, 1, 2, 3])
-    assert text.match() == (text, 3, 3)  # behind [1, 2, 3], though [2, 3] came again later
-    text.add([9])
-    assert text.match() == (text, 5, 1)
+def guesses_of(proposer, rows, most=None, level=1):
+    """The tokens, parents and classes that are guessed for each of ``rows``."""
+    trees = Trees(len(rows))
+    most = np.full(len(rows), 99) if most is None else np.array(most)
+    proposer.propose(np.array(rows), most, level, trees)
+    return [trees.of(i) for i in range(len(rows))]
 
 
+def written(table, row, *ids):
+    """Write a row's text, which is whole when it has as many tokens as there is room for."""
+    table.set_ids(row, np.array(ids, np.int32))
+    table.full_length[row] = table.ids.shape[1]
+
+
+def by_search(texts: list[list[int]], own: int) -> tuple[list[int], int]:
+    """What n-grams guess at the end of ``texts[own]`` along the best match, and its length: written down a second time,
+    for texts that came one after the other."""
+    ids, found, c = texts[own], [(0, False, 0, 0)], functions()
+    for number, text in enumerate(texts[: own + 1]):
+        for end in range(2, len(text)):
+            if text[end - 2 : end] == ids[-2:]:
+                same = next(
+                    k for k in count() if k == min(end, len(ids), c.longest) or text[end - 1 - k] != ids[-1 - k]
+                )
+                found.append((same, number == own, number, end))
+    length, is_own, number, end = max(found)
+    said = texts[number][end : end + c.ahead_most] if length else []
+    while is_own and len(said) < c.ahead_most:
+        said.append(said[len(said) - (len(ids) - end)])
+    return said, length
+
+
+@compiler
 @pytest.mark.parametrize("seed", range(3))
-def test_ngrams_are_those_of_a_search_through_the_text(seed):
-    ids = np.random.default_rng(seed).integers(3, size=300).tolist()
-    text = IndexedText(Library())
-    for n in range(1, len(ids)):
-        text.add(ids[n - 1 : n])
-        places = [i for i in range(2, n) if ids[i - 2 : i] == ids[n - 2 : n]]
-        lengths = [
-            next(k for k in count(2) if k >= min(LONGEST, i) or ids[i - 1 - k] != ids[n - 1 - k]) for i in places
-        ]
-        looked = list(zip(lengths, places, strict=True))[-PLACES:]
-        last = max((i for i in range(1, n) if ids[i - 1] == ids[n - 1]), default=-1)
-        assert text.match()[1:] == max(looked, default=(int(last > 0), last))[::-1]
+def test_ngrams_are_those_of_a_search_through_all_texts(seed):
+    """The best match's text is the tree's first branch, its class the match's length, in the own text or another."""
+    draw = np.random.default_rng(seed)
+    texts = [draw.integers(3, size=int(n)).tolist() for n in draw.integers(3, 30, 6)]
+    table = RowTable(len(texts), 200)
+    proposer = NgramProposer(table, 3, 200)
+    looked = 0
+    for own, ids in enumerate(texts):
+        for n in range(1, len(ids) + 1):
+            written(table, own, *ids[:n])
+            ((tokens, parents, kinds),) = guesses_of(proposer, [own])
+            wanted, length = by_search([*texts[:own], ids[:n]], own)
+            if length:
+                looked += 1
+                assert tokens[: len(wanted)] == wanted
+                assert parents[: len(wanted)] == list(range(-1, len(wanted) - 1))
+                assert kinds[0] % proposer.kinds == length
+                assert max(kinds) < len(proposer.expected)
+    assert looked > 50
 
 
-def test_ngrams_look_into_other_texts_for_a_longer_match():
+@compiler
+def test_ngrams_guess_what_followed_the_longest_matches():
     table = RowTable(3, 64)
-    table.set_ids(0, np.array([1, 2, 3, 4, 5, 6]))
-    table.set_ids(1, np.array([2, 3, 9, 1, 2, 3]))
-    proposer = NgramProposer(table)
-    (first,) = proposer.propose([0], [7])
-    (second,) = proposer.propose([1], [7])
-    assert first is None
-    assert second.tokens == [4, 5, 6]  # [1, 2, 3] is longer than the own text's [2, 3]
-    assert match_length(second) == 3
+    proposer = NgramProposer(table, 10, 64)
+    written(table, 0, 1, 2, 3, 4, 5, 6)
+    written(table, 1, 2, 3, 9, 1, 2, 3)
+    own, other, later = 0, proposer.kinds, 2 * proposer.kinds
+    first, second = guesses_of(proposer, [0, 1], [3, 3])
+    assert first == ([], [], [])
+    # behind [1, 2, 3] in the other text, which is longer than the own text's [2, 3]; then behind that
+    assert second[:2] == ([4, 5, 6, 9, 1, 2], [-1, 0, 1, -1, 3, 4])
+    assert second[2] == [other + 3, other + 4, other + 5, later + 2, later + 3, later + 4]
     proposer.begin(0)  # its request is gone, the text is not
     proposer.move(1, 2)
     table.move(1, 2)
-    assert proposer.propose([2], [2]) == [Proposal.chain([4, 5], second.classes[:2])]
-    table.set_ids(1, np.array([4, 1, 2, 3]))
-    assert proposer.propose([1], [1])[0].tokens == [4]
+    assert guesses_of(proposer, [2], [2])[0][0][:2] == [4, 5]
+    written(table, 1, 4, 1, 2, 3)
+    assert guesses_of(proposer, [1], [1])[0][0][0] == 4
+    written(table, 0, 7, 5)  # one token alone stood before, in another text
+    assert guesses_of(proposer, [0], [2]) == [([6], [-1], [other + 1])]
+    written(table, 0, 7, 5, 7, 5, 8, 5)
+    assert guesses_of(proposer, [0], [2])[0] == ([8, 5], [-1, 0], [own + 1, own + 2])
 
 
+@compiler
 def test_texts_of_a_drafter_are_looked_into_from_the_start(tmp_path):
     """They lie in its folder; a file that holds others is named."""
     texts = [np.array(ids, np.int32) for ids in ([9, 8, 7, 6], [5], [1, 2, 3, 4, 5])]
@@ -282,10 +309,10 @@ def test_texts_of_a_drafter_are_looked_into_from_the_start(tmp_path):
     found = load_texts(tmp_path, 10)
     assert [ids.tolist() for ids in found] == [ids.tolist() for ids in texts]
     table = RowTable(1, 16)
-    table.ids[0, :3], table.length[0] = [9, 1, 2], 3
-    assert NgramProposer(table).propose([0], [2]) == [None]
-    proposer = NgramProposer(table, found)
-    assert proposer.propose([0], [2]) == [Proposal.chain([3, 4], [KINDS + 2, KINDS + 3])]
+    written(table, 0, 9, 1, 2)
+    assert guesses_of(NgramProposer(table, 10, 16), [0]) == [([], [], [])]
+    proposer = NgramProposer(table, 10, 16, found)
+    assert guesses_of(proposer, [0], [2]) == [([3, 4], [-1, 0], [proposer.kinds + 2, proposer.kinds + 3])]
     with pytest.raises(DamagedFile, match="texts of 9 tokens"):
         load_texts(tmp_path, 9)
     path = tmp_path / "texts.safetensors"
@@ -297,83 +324,138 @@ def test_texts_of_a_drafter_are_looked_into_from_the_start(tmp_path):
     assert load_texts(tmp_path, 10) == []
 
 
-def test_a_library_forgets_before_it_is_too_large():
-    library = Library(most_tokens=50)
+@compiler
+def test_texts_are_forgotten_before_they_are_too_many():
+    """And those of the rows are read again; a text that is too long alone has no guesses."""
+    table = RowTable(2, 200)
+    proposer = NgramProposer(table, 10, 200, most_tokens=50)
+    written(table, 1, 1, 2, 3, 1, 2)
     for start in range(0, 400, 10):
-        IndexedText(library).add(range(start, start + 10))
-        assert len(library.places) <= 50
-    assert library.places
+        proposer.begin(0)
+        written(table, 0, *[4 + (start + i) % 5 for i in range(10)])
+        trees = guesses_of(proposer, [0, 1], [1, 1])
+        assert trees[1][0][0] == 3
+        assert proposer._log.used <= 50
+    written(table, 0, *[5] * 60)
+    assert guesses_of(proposer, [0], [1]) == [([], [], [])]
+    written(table, 0, *[5] * 30)
+    proposer.begin(0)
+    assert guesses_of(proposer, [0], [1])[0][0] == [5]
 
 
+@compiler
 def test_ngrams_guess_that_a_circle_goes_on():
     table = RowTable(2, 64)
-    table.set_ids(1, np.array([9, 1, 2, 3, 1, 2, 3, 1]))
-    (proposal,) = NgramProposer(table).propose([1], [7])
-    assert proposal is not None
-    assert proposal.tokens == [2, 3, 1, 2, 3, 1, 2]
-    assert proposal.classes == list(range(4, 11))
+    proposer = NgramProposer(table, 10, 64)
+    written(table, 1, 9, 1, 2, 3, 1, 2, 3, 1)
+    tokens, parents, kinds = guesses_of(proposer, [1], [7])[0]
+    assert tokens == [2, 3, 1, 2, 3, 1, 2]
+    assert parents == list(range(-1, 6))
+    assert kinds == list(range(4, 11))
 
 
+class Chosen:
+    """A pace for ``rows`` rows, whose guesses are put in by hand."""
+
+    def __init__(self, expected, rows=1, levels=1):
+        self.table = RowTable(rows, 512)
+        for row in range(rows):
+            written(self.table, row, 5)
+        self.texts, self.into, self.trees = TextColumns(self.table, 512), Trees(rows), Trees(rows)
+        self.pace = Pace(Chances(expected, rows), levels)
+
+    def choose(self, *guesses):
+        """The tokens and parents that are chosen of trees of (tokens, parents, classes)."""
+        for i, tree in enumerate(guesses):
+            self.trees.put(i, *tree)
+        self.pace.choose(self.texts, np.arange(len(guesses)), self.trees, self.into)
+        return [self.into.of(i)[:2] for i in range(len(guesses))]
+
+
+def chain(n, kind):
+    return [7] * n, list(range(-1, n - 1)), [kind] * n
+
+
+@compiler
 def test_the_pace_takes_what_makes_the_most_tokens_a_second():
-    """Against all prefixes of the likeliest guesses, with costs and chances that it has seen."""
+    """Against all prefixes of the likeliest guesses, with costs that it has seen."""
     costs = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.35, 6: 1.7, 8: 2.2, 12: 3.0, 16: 4.5}
-    pace = Pace([0.5, 0.5])
+    made = Chosen([0.9, 0.2], rows=2)
+    cost = made.pace.cost
     for _ in range(300):
         for tokens, seconds in costs.items():
-            pace.cost.measured(tokens, tokens > 2, seconds)
-        for i in range(10):
-            pace.chances.saw(0, i < 9)
-            pace.chances.saw(1, i < 2)
-    assert pace.cost(8, True) / pace.cost(1, False) == pytest.approx(2.2, rel=0.02)
-    assert pace.cost(7, True) / pace.cost(1, False) == pytest.approx(1.95, rel=0.02)
-    likely, unlikely = Proposal.chain([5] * 6, [0] * 6), Proposal.chain([5] * 6, [1] * 6)
+            cost.measured(tokens, tokens > 2, seconds)
+    assert cost(8, True) / cost(1, False) == pytest.approx(2.2, rel=0.02)
+    assert cost(7, True) / cost(1, False) == pytest.approx(1.95, rel=0.02)
     chances = sorted([0.9**n for n in range(1, 7)] + [0.2**n for n in range(1, 7)], reverse=True)
-    rates = [(2 + sum(chances[:n])) / pace.cost(2 + n, n > 0) for n in range(13)]
-    chosen = pace.choose(2, [likely, unlikely])
-    assert sum(map(len, chosen)) == int(np.argmax(rates))
-    assert chosen[0] == list(range(len(chosen[0])))
-    assert len(chosen[0]) > len(chosen[1])
+    rates = [(2 + sum(chances[:n])) / cost(2 + n, n > 0) for n in range(13)]
+    (likely, parents), (unlikely, _) = made.choose(chain(6, 0), chain(6, 1))
+    assert len(likely) + len(unlikely) - 2 == int(np.argmax(rates))
+    assert likely == [5] + [7] * (len(likely) - 1)
+    assert parents == list(range(-1, len(likely) - 1))
+    assert len(likely) > len(unlikely)
 
 
+@compiler
 def test_a_guess_is_taken_with_what_is_before_it():
-    pace = Pace([1.0, 1.0, 0.1])
-    (chosen,) = pace.choose(1, [Proposal([5, 6, 7, 8], [-1, -1, 1, 2], [2, 0, 1, 0])])
-    assert chosen[-3:] == [1, 2, 3]
+    made = Chosen([1.0, 1.0, 0.01])
+    ((tokens, parents),) = made.choose(([1, 2, 3, 4], [-1, -1, 1, 2], [2, 0, 1, 0]))
+    assert (tokens, parents) == ([5, 2, 3, 4], [-1, 0, 1, 2])
 
 
-def looks_of(pace: Pace, turns: int, *, rows: int, took: float) -> list[bool]:
+@compiler
+def test_outcomes_are_learned_as_far_as_the_text_has_come():
+    """A guess behind a wrong one says nothing; nothing is learned before all is known."""
+    made = Chosen([0.5, 0.5, 0.5, 0.5])
+    tree = [1, 2, 3, 4], [-1, 0, -1, 2], [0, 1, 2, 3]
+    share = made.pace.chances.share
+    made.choose(tree)
+    written(made.table, 0, 5, 3)
+    made.choose(tree)
+    assert share.tolist() == [0.5] * 4  # whether 4 comes is not known yet
+    written(made.table, 0, 5, 3, 9)
+    made.choose(([], [], []))
+    third = 1 / 3  # two guesses are assumed beforehand
+    assert share.tolist() == pytest.approx([third, 0.5, 2 * third, third])
+
+
+def looks_of(made: Chosen, turns: int, *, rows: int, took: float) -> list[bool]:
     """Whether each of some turns looks for guesses, of which each row has one; a look takes ``took`` plain passes."""
-    looks = []
+    looks, pace = [], made.pace
     for _ in range(turns):
         looks.append(pace.looks(rows))
         if looks[-1]:
-            pace.choose(rows, [Proposal.chain([5], [0])] * rows)
+            made.choose(*[chain(1, 0)] * rows)
             pace.looked(took * pace.cost(rows, False) * pace.cost.level)
     return looks
 
 
+@compiler
 def test_where_guesses_do_not_pay_the_pace_looks_rarely_and_again_with_fewer_rows():
-    pace = Pace([0.01])
-    pace.cost.measured(16, False, 1.0)
-    looks = looks_of(pace, 600, rows=16, took=0.02)
+    made = Chosen([0.01], rows=16)
+    made.pace.cost.measured(16, False, 1.0)
+    looks = looks_of(made, 600, rows=16, took=0.02)
     assert looks.index(True) == 15
     assert sum(looks[200:]) <= 400 // 64 + 1
-    assert any(pace.looks(2) for _ in range(2))
-    assert not Pace([0.9]).looks(MOST)
+    assert any(made.pace.looks(2) for _ in range(2))
+    assert not Chosen([0.9]).pace.looks(MOST)
 
 
+@compiler
 @pytest.mark.parametrize(("took", "always"), [(0.1, True), (10.0, False)])
 def test_a_drafter_that_takes_longer_than_it_saves_is_asked_rarely(took, always):
-    pace = Pace([0.9])
-    pace.cost.measured(1, False, 1.0)
-    looks = looks_of(pace, 300, rows=1, took=took)
+    made = Chosen([0.9])
+    made.pace.cost.measured(1, False, 1.0)
+    looks = looks_of(made, 300, rows=1, took=took)
     assert sum(looks) == 300 - 300 // PLAIN if always else sum(looks) < 15
 
 
+@compiler
 @pytest.mark.parametrize(("took", "best"), [(0.1, 2), (0.9, 1), (3.0, 1)])
 def test_the_dearer_look_rests_where_the_cheaper_one_is_faster(took, best):
     """The cheaper one finds a guess of five in ten, the dearer one of nine; with 8 rows both are worth nothing here."""
-    pace = Pace([0.5, 0.9], levels=2)
+    made = Chosen([0.5, 0.9], levels=2)
+    pace = made.pace
     for tokens in (1, 2, 3, 4):
         for _ in range(50):
             pace.cost.measured(tokens, tokens > 1, 1 + 0.05 * (tokens - 1))
@@ -381,7 +463,7 @@ def test_the_dearer_look_rests_where_the_cheaper_one_is_faster(took, best):
     for _ in range(300):
         looks.append(pace.looks(1))
         if looks[-1]:
-            pace.choose(1, [Proposal.chain([5], [looks[-1] - 1])])
+            made.choose(chain(1, looks[-1] - 1))
             pace.looked({1: 0.01, 2: took}[looks[-1]] * pace.cost.level)
     counts = [looks[100:].count(level) for level in range(3)]
     assert counts[best] > 200 * 0.9
@@ -389,9 +471,10 @@ def test_the_dearer_look_rests_where_the_cheaper_one_is_faster(took, best):
     assert counts[0] == 200 // PLAIN + (counts[0] > 200 // PLAIN)
 
 
+@compiler
 def test_the_price_of_guesses_does_not_become_that_of_plain_passes():
     """Though nearly all passes have guesses, that are dearer than was assumed."""
-    pace = Pace([0.5])
+    pace = Pace(Chances([0.5], 1))
     for turn in range(600):
         pace.cost.measured(1 if turn % PLAIN == 0 else 6, turn % PLAIN != 0, 1.0 if turn % PLAIN == 0 else 3.0)
     assert pace.cost(6, True) / pace.cost(1, False) == pytest.approx(3.0, rel=0.05)
@@ -481,42 +564,57 @@ def test_beams_are_those_of_the_drafter(tmp_path, shape):
                 assert [row, *path[::-1]] == beam
 
 
+class Beams:
+    """A search that finds the same beams for each row: (token, beam of the step before, chance), step by step."""
+
+    def __init__(self, *steps):
+        self.length, self.width = len(steps), len(steps[0])
+        columns = list(zip(*(zip(*step, strict=True) for step in steps), strict=True))
+        self.guesses, self.beams = (np.array(column, np.int64) for column in columns[:2])
+        scores = np.log(np.array(columns[2]))
+        for step in range(1, self.length):
+            scores[step] += scores[step - 1][self.beams[step]]
+        self.scores = scores.astype(np.float32)
+
+    def __call__(self, states, tokens):
+        return tuple(np.repeat(a[None], len(tokens), 0) for a in (self.guesses, self.beams, self.scores))
+
+
 @compiler
-class Fixed:
-    """Makes the same guesses for each row."""
-
-    def __init__(self, proposal: Proposal | None, classes: int):
-        self.proposal, self.expected, self.levels = proposal, (0.5,) * classes, 1
-
-    def begin(self, row: int) -> None: ...
-    def move(self, source: int, target: int) -> None: ...
-    def propose(self, rows, most, level=1):
-        return [self.proposal for _ in rows]
-
-
 def test_guesses_of_both_are_one_tree():
-    """A guess that both make stands there once, in a class of its own; the other's go on from where they part."""
-    drafted = Proposal([5, 6, 7, 8], [-1, 0, 1, 0], [0, 1, 2, 3])
-    classes = 2 * KINDS
-    cases = (
-        ([5, 6, 9, 9], [5, 6, 7, 8, 9, 9], [-1, 0, 1, 0, 1, 4], ["b0", "b1", "d2", "d3", "n4", "n5"]),
-        ([4, 6], [5, 6, 7, 8, 4, 6], [-1, 0, 1, 0, -1, 4], ["d0", "d1", "d2", "d3", "n2", "n3"]),
-        ([5, 8, 6], [5, 6, 7, 8, 6], [-1, 0, 1, 0, 3], ["b0", "d1", "d2", "b3", "n4"]),
-        (None, drafted.tokens, drafted.parents, ["d0", "d1", "d2", "d3"]),
-    )
-    for found, tokens, parents, wanted in cases:
-        chain = None if found is None else Proposal.chain(found, list(range(2, 2 + len(found))))
-        both = drafters_module.Both(Fixed(chain, classes), Fixed(drafted, 4))
-        (made,) = both.propose([0], [9], 2)
-        assert both.propose([0], [9], 1) == [chain]
-        first = {"d": classes, "b": classes + 4, "n": classes + 8}
-        assert (made.tokens, made.parents) == (tokens, parents)
-        assert made.classes == [first[name[0]] + int(name[1:]) for name in wanted]
-        assert max(made.classes) < len(both.expected)
-    long = Proposal.chain([5, 6], [drafters_module.LONG, drafters_module.LONG + 1])
-    assert drafters_module.Both(Fixed(long, classes), Fixed(drafted, 4)).propose([0], [9], 2) == [long]
+    """The drafter's likeliest branch comes first. A guess that both make stands there once, in a class of its own; the
+    other's go on from where they part."""
+    table = RowTable(2, 64, hidden=4)
+    search = Beams([(5, 0, 0.6), (6, 0, 0.15)], [(8, 1, 0.99), (7, 0, 0.05)])
+    drafted = ([6, 8, 5, 7], [-1, 0, -1, 2], [1, 9 + 8, 4, 9])  # classes: nine of each step, by the chance
+    both = Both(NgramProposer(table, 20, 64), RedrafterProposer(table, search))
+    n, d = 4 * both._ngrams.kinds, len(both._drafter.expected)
+    written(table, 0, 3, 4, 6, 8, 9, 3, 4)
+    (alone,) = guesses_of(both, [0], [3])
+    assert alone == ([6, 8, 9], [-1, 0, 1], [2, 3, 4])
+    ((tokens, parents, kinds),) = guesses_of(both, [0], [3], level=2)
+    assert (tokens, parents) == ([*drafted[0], 9], [*drafted[1], 1])
+    first = {"drafted": n, "agreed": n + d, "against": n + 2 * d}
+    assert kinds == [
+        first["agreed"] + 1,
+        first["agreed"] + 17,
+        first["drafted"] + 4,
+        first["drafted"] + 9,
+        first["against"] + 4,
+    ]
+    assert max(kinds) < len(both.expected)
+    written(table, 0, 3, 4, 7, 3, 4)
+    both.begin(0)
+    ((tokens, parents, kinds),) = guesses_of(both, [0], [2], level=2)
+    assert (tokens, parents) == ([*drafted[0], 7, 3], [*drafted[1], -1, 4])
+    assert kinds[4:] == [first["against"] + 2, first["against"] + 3]
+    written(table, 1, *[1, 2, 3, 4, 5, 7] * 2)  # many tokens match: nobody else is asked
+    assert guesses_of(both, [1], [2], level=2)[0][0] == [1, 2]
+    ((tokens, parents, _),) = guesses_of(both, [0], [1], level=2)  # one token alone may be guessed
+    assert (tokens, parents) == ([5, 6, 7], [-1, -1, -1])
 
 
+@compiler
 async def test_a_trained_drafter_changes_nothing_but_the_speed(model_dir, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     made = requests(30)
@@ -544,9 +642,9 @@ async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_d
     batch = engine._scheduler._batch
     table, propose = batch._rows, batch._drafting._proposer.propose
 
-    def watched(rows, most, level):
+    def watched(rows, most, level, into):
         seen.extend((table.ids[r, : table.length[r]].copy(), table.states[r].copy()) for r in rows)
-        return propose(rows, most, level)
+        propose(rows, most, level, into)
 
     batch._drafting._proposer.propose, batch._drafting.pace = watched, None
     sampling = Sampling(max_tokens=12, temperature=1.0)

@@ -7,7 +7,7 @@ with it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,25 +39,17 @@ class Branches:
     tails: np.ndarray
 
     @classmethod
-    def of(cls, trees: Sequence[DraftTree]) -> Branches:
+    def of(cls, trees: Sequence[DraftTree], lay_out: Callable[..., int]) -> Branches:
         """Lay out the nodes of ``trees``. The first branch of each lies in order, and sees no tail."""
-        stored: list[int] = []
-        body: list[int] = []
-        tail: list[int] = []
-        tails: list[int] = []
-        for tree in trees:
-            seen: list[list[int]] = []  # the tail of each node
-            bodies: list[int] = []
-            parents = range(-1, len(tree) - 1) if tree.parents is None else tree.parents.tolist()
-            for node, (parent, depth) in enumerate(zip(parents, tree.depths().tolist(), strict=True)):
-                in_order = node == depth
-                bodies.append(tree.start + node + 1 if in_order else bodies[parent])
-                seen.append([] if in_order else [*seen[parent], tree.start + node])
-                tail.append(len(tails))
-                tails += seen[-1]
-            body += bodies
-            stored += range(tree.start, tree.start + len(tree))
-        return cls(*(np.array(column, np.int64) for column in (stored, body, tail, tails)))
+        nodes, starts = np.array([len(tree) for tree in trees]), np.array([tree.start for tree in trees])
+        parents = np.concatenate(
+            [tree.parents if tree.parents is not None else np.arange(-1, len(tree) - 1) for tree in trees]
+        )
+        stored, body, tail = np.empty((3, len(parents)), np.int64)
+        tails = np.empty(sum(int(tree.depths().sum()) for tree in trees), np.int64)
+        arrays = (nodes, starts, np.ascontiguousarray(parents, np.int64), stored, body, tail, tails)
+        lay_out(len(trees), *(a.ctypes.data for a in arrays))
+        return cls(stored, body, tail, tails)
 
 
 class Pass:
@@ -204,7 +196,9 @@ class CompiledDecoder:
             positions,
             np.arange(len(positions)),
             apart=len(positions) == len(trees),
-            branches=Branches.of(trees) if any(tree.parents is not None for tree in trees) else None,
+            branches=Branches.of(trees, self.kernels.lay_out)
+            if any(tree.parents is not None for tree in trees)
+            else None,
         )
 
     def keep(self, row: int, start: int, path: Sequence[int]) -> None:

@@ -27,18 +27,22 @@ class DraftTree:
     are guesses of the next token, and so on.
 
     ``parents``: of each node but the first an earlier node; None where each node follows the one before it.
+    ``depth``: of each node, if known.
     """
 
     row: int
     start: int
     tokens: np.ndarray
     parents: np.ndarray | None = None
+    depth: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def depths(self) -> np.ndarray:
         """Return the distance of each node from the first one [nodes]."""
+        if self.depth is not None:
+            return self.depth
         if self.parents is None:
             return np.arange(len(self.tokens))
         depths = [0]

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
 from nemo_openmath.inference.embedded.decoder import DraftTree
-from nemo_openmath.inference.embedded.pace import Pace
-from nemo_openmath.inference.embedded.proposers import DraftSource, Proposal
+from nemo_openmath.inference.embedded.guesses import TextColumns, Trees, functions
+from nemo_openmath.inference.embedded.pace import Chances, Pace, choose
+from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.rows import RowTable
 
 MOST_AHEAD, LEAST_AHEAD = 32, 2  # tokens that are guessed, of all rows together; of each
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """Guesses whose outcome will be known when the text has grown, verified or not."""
-
-    start: int
-    """Tokens of the text before them."""
-    proposal: Proposal
 
 
 class Drafting:
@@ -33,20 +24,23 @@ class Drafting:
     """
 
     def __init__(self, source: DraftSource, table: RowTable, room: int, clock: Callable[[], float] = time.thread_time):
-        self._proposer = source.make(table)
-        self.pace = Pace(self._proposer.expected, self._proposer.levels) if source.paced else None
-        self._table, self._room, self._clock = table, room, clock
+        self._proposer = source.make(table, room)
+        rows = len(table.length)
+        self._c, self._chances = functions(), Chances(self._proposer.expected, rows)
+        self.pace = Pace(self._chances, self._proposer.levels) if source.paced else None
+        self._texts, self._clock = TextColumns(table, room), clock
+        self._proposed, self._chosen, self._most = Trees(rows), Trees(rows), np.zeros(rows, np.int64)
+        self._table = table
         self._began: float | None = None  # the pass, where it was looked for guesses before
-        self._watched: list[_Watched | None] = [None] * len(table.length)
 
     def begin(self, row: int) -> None:
         """Note that a row has a new request."""
-        self._watched[row] = None
+        self._chances.begin(row)
         self._proposer.begin(row)
 
     def move(self, source: int, target: int) -> None:
         """Note that row ``source`` is ``target`` now."""
-        self._watched[target], self._watched[source] = self._watched[source], None
+        self._chances.move(source, target)
         self._proposer.move(source, target)
 
     def took(self, tokens: int, guessed: bool) -> None:
@@ -71,64 +65,22 @@ class Drafting:
         return trees
 
     def _look(self, rows: np.ndarray, level: int) -> list[DraftTree]:
-        listed, lengths = rows.tolist(), self._table.length[rows].tolist()
-        ahead, room = max(LEAST_AHEAD, MOST_AHEAD // len(listed)), self._room
-        # the last token of a request is drawn and not computed, and what follows it is not even drawn
-        ends = self._table.full_length[rows].tolist()
-        most = [min(ahead, end - 1 - length, room - length) for end, length in zip(ends, lengths, strict=True)]
-        proposals = self._proposer.propose(listed, most, level)
-        for row, start, proposal in zip(listed, lengths, proposals, strict=True):
-            self._learn(row, start, proposal)
+        n, texts, chosen = len(rows), self._texts, self._chosen
+        ahead = max(LEAST_AHEAD, MOST_AHEAD // n)
+        self._c.ahead(texts.address, rows.ctypes.data, n, ahead, self._most.ctypes.data)
+        self._proposer.propose(rows, self._most[:n], level, self._proposed)
         if self.pace is None:
-            chosen = [[] if p is None else list(range(len(p.tokens))) for p in proposals]
+            guesses = choose(texts, self._chances, rows, self._proposed, chosen)
         else:
-            chosen = self.pace.choose(len(listed), proposals)
-        if not any(chosen):
+            guesses = self.pace.choose(texts, rows, self._proposed, chosen)
+        if not guesses:
             return []
+        lengths, nodes = self._table.length[rows].tolist(), chosen.count[:n].tolist()
         return [
-            self._tree(row, start, proposal, guesses[: self._room - start])
-            for row, start, proposal, guesses in zip(listed, lengths, proposals, chosen, strict=True)
+            self._tree(i, row, *of_row)
+            for i, (row, *of_row) in enumerate(zip(rows.tolist(), lengths, nodes, strict=True))
         ]
 
-    def _tree(self, row: int, length: int, proposal: Proposal | None, guesses: Sequence[int]) -> DraftTree:
-        newest = int(self._table.ids[row, length - 1])
-        if proposal is None or not guesses:
-            return DraftTree(row, length - 1, np.array([newest]))
-        if proposal.is_chain:
-            return DraftTree(row, length - 1, np.array([newest, *proposal.tokens[: len(guesses)]]))
-        tokens = np.array([newest, *(proposal.tokens[guess] for guess in guesses)])
-        node = {-1: 0} | {guess: i for i, guess in enumerate(guesses, 1)}
-        parents = [-1, *(node[proposal.parents[guess]] for guess in guesses)]
-        chain = parents[-1] == len(guesses) - 1 and parents == list(range(-1, len(guesses)))
-        return DraftTree(row, length - 1, tokens, None if chain else np.array(parents))
-
-    def _learn(self, row: int, length: int, proposal: Proposal | None) -> None:
-        """Learn from the row's guesses as far as the text has come, and watch new ones when their fate is known."""
-        watched = self._watched[row]
-        if watched is not None:
-            text = self._table.ids[row, watched.start : length].tolist()
-            if not self._outcome(watched.proposal, text):
-                return
-        self._watched[row] = None if proposal is None else _Watched(length, proposal)
-
-    def _outcome(self, proposal: Proposal, text: list[int]) -> bool:
-        """Tell whether all is known of the guesses whose place is in ``text``, and learn from it."""
-        depth = [0] * len(proposal.tokens)
-        right = [False] * len(proposal.tokens)
-        seen: list[tuple[int, bool]] = []
-        for guess, (token, parent, kind) in enumerate(
-            zip(proposal.tokens, proposal.parents, proposal.classes, strict=True)
-        ):
-            if parent >= 0 and not right[parent]:
-                if proposal.is_chain:
-                    break
-                continue
-            depth[guess] = 0 if parent < 0 else depth[parent] + 1
-            if depth[guess] >= len(text):
-                return False
-            right[guess] = token == text[depth[guess]]
-            seen.append((kind, right[guess]))
-        if self.pace is not None:
-            for kind, was_right in seen:
-                self.pace.chances.saw(kind, was_right)
-        return True
+    def _tree(self, i: int, row: int, length: int, nodes: int) -> DraftTree:
+        tokens, parents, depth = (a[i, :nodes] for a in (self._chosen.tokens, self._chosen.parents, self._chosen.kinds))
+        return DraftTree(row, length - 1, tokens, None if depth[-1] == nodes - 1 else parents, depth)

@@ -48,6 +48,26 @@ typedef struct {
     pthread_barrier_t *barrier; /* NULL where no thread needs what another one computes */
 } Batch;
 
+/* Lay out trees, one after the other, as a batch's rows: of each its nodes, the position of its first one, and of each
+ * node its parent in the tree. The first branch of each tree lies in order and sees no tail. `tails`: room for the depths
+ * of all nodes. */
+void lay_out(int64_t trees, const int64_t *nodes, const int64_t *starts, const int64_t *parents, int64_t *stored,
+             int64_t *body, int64_t *tail, int64_t *tails) {
+    int64_t used = 0;
+    for (int64_t t = 0; t < trees; stored += nodes[t], body += nodes[t], tail += nodes[t], parents += nodes[t], t++)
+        for (int64_t i = 0, in_order = 1; i < nodes[t]; i++) {
+            stored[i] = starts[t] + i;
+            tail[i] = used;
+            in_order = in_order && (i == 0 || parents[i] == i - 1);
+            body[i] = in_order ? starts[t] + i + 1 : body[parents[i]];
+            if (in_order) continue;
+            const int64_t seen = tail[parents[i] + 1] - tail[parents[i]]; /* what the parent sees */
+            memcpy(tails + used, tails + tail[parents[i]], seen * sizeof *tails);
+            used += seen;
+            tails[used++] = stored[i];
+        }
+}
+
 static Range part(int64_t n, int64_t i, int64_t parts) { return (Range){n * i / parts, n * (i + 1) / parts}; }
 
 int64_t constant(int64_t which) { return (const int64_t[]){LANES, PANEL, SPAN, ROWS}[which]; }

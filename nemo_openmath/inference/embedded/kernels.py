@@ -1,4 +1,4 @@
-"""Compiles forward.c, sample.c and draft.c for a model's shapes, once a machine, and calls them.
+"""Compiles forward.c, sample.c and draft.c for a model's shapes, and guess.c, once a machine, and calls them.
 
 Without a C compiler, and in other types than float32, decoding is torch's: the same results up to rounding, several
 times slower.
@@ -128,6 +128,7 @@ class Kernels:
             return f
 
         self.pack = function("pack", None, _P, _I, _I, _I, _P)
+        self.lay_out = function("lay_out", None, _I, *(7 * [_P]))
         self.forward = function("forward", None, _P, _P, _P, _I, _I)
         self.forward_wide = function("forward_wide", None, _P, _P, _P, _P, _P, _I, _I, _I)
         self.sample = function("sample", None, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _P, _P, _P)
@@ -162,15 +163,21 @@ class Kernels:
 
 def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
     """Return the functions for these shapes, which are compiled once a machine; None where there is no compiler."""
+    library = compiled_library(SOURCES, (f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"))
+    if library is None:
+        log.warning("decoding without compiled kernels, which is slower")
+    return None if library is None else Kernels(library, threads)
+
+
+def compiled_library(sources: Sequence[Path], flags: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """Return the library of ``sources``, which is compiled once a machine; None, and a warning, where that fails."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or not all(s.is_file() for s in SOURCES):
-        log.warning(
-            "decoding without compiled kernels, which is slower: there is no C compiler (cc, gcc, clang, or CC)"
-        )
+    if compiler is None or not all(s.is_file() for s in sources):
+        log.warning("there is no C compiler (cc, gcc, clang, or CC)")
         return None
-    flags = [*FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
+    flags = [*FLAGS, *flags]
     identity = " ".join([*flags, compiler, platform.machine(), _cpu()]).encode()
-    identity += b"".join(s.read_bytes() for s in SOURCES)
+    identity += b"".join(s.read_bytes() for s in sources)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemo_openmath"
     file = cache / f"decode-{hashlib.sha256(identity).hexdigest()[:16]}.so"
     try:
@@ -178,13 +185,13 @@ def load_kernels(head_dim: int, group: int, threads: int) -> Kernels | None:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as folder:
                 library = Path(folder) / "decode.so"
-                sources = [str(s) for s in SOURCES if s.suffix == ".c"]
-                command = [compiler, *flags, "-o", str(library), *sources, "-lm"]
+                names = [str(s) for s in sources if s.suffix == ".c"]
+                command = [compiler, *flags, "-o", str(library), *names, "-lm"]
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
                 library.replace(file)
-        return Kernels(ctypes.CDLL(str(file)), threads)
+        return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("decoding without compiled kernels: %s", error)
+        log.warning("%s could not be compiled: %s", " and ".join(s.name for s in sources), error)
         return None
 
 

@@ -16,6 +16,7 @@ The pace decides what is computed, never what comes out.
 
 from __future__ import annotations
 
+import ctypes
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from nemo_openmath.inference.embedded.proposers import Proposal
+from nemo_openmath.inference.embedded.guesses import CTrees, TextColumns, Trees, functions
 
 MOST = 96  # tokens of a pass with guesses
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # tokens of a pass of which the cost is known
@@ -54,18 +55,19 @@ class PassCost:
         self.level = 0.0  # seconds; 0: nothing was measured
         self._shares = {guessed: [1 + PER_TOKEN * (size - 1) for size in SIZES] for guessed in (False, True)}
         self._seen = {guessed: [0.0] * len(SIZES) for guessed in (False, True)}  # passes of about each size
-        self._tables: dict[bool, list[float]] = {}  # what follows from these
+        self._tables: dict[bool, np.ndarray] = {}  # what follows from these
 
     def __call__(self, tokens: int, guessed: bool) -> float:
         """Return the seconds of a pass, in units of the level."""
         table = self.table(guessed)
-        return table[tokens] if tokens < len(table) else table[-1] * tokens / (len(table) - 1)
+        last = len(table) - 1
+        return float(table[tokens] if tokens <= last else table[last] * tokens / last)
 
-    def table(self, guessed: bool) -> list[float]:
+    def table(self, guessed: bool) -> np.ndarray:
         """Return the seconds of passes of 0, 1, .. tokens, in units of the level."""
-        if guessed not in self._tables:
-            self._tables[guessed] = np.interp(_TOKENS, SIZES, self._straight(guessed)).tolist()
-        return self._tables[guessed]
+        if (table := self._tables.get(guessed)) is None:
+            table = self._tables[guessed] = np.interp(_TOKENS, SIZES, self._straight(guessed))
+        return table
 
     def measured(self, tokens: int, guessed: bool, seconds: float) -> None:
         """Learn from a pass."""
@@ -111,22 +113,48 @@ def _between(tokens: int) -> tuple[int, float]:
     return i, (tokens - SIZES[i]) / (SIZES[i + 1] - SIZES[i])
 
 
-def _chance(node: tuple[float, int, int]) -> float:
-    return node[0]
+class _CChances(ctypes.Structure):
+    """``Chances`` of guess.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("share", "tried")),
+        ("memory", ctypes.c_double),
+        ("watched", CTrees),
+        ("start", ctypes.c_void_p),
+        ("most", ctypes.c_int64),
+        ("least", ctypes.c_double),
+    ]
 
 
 class Chances:
     """How often a guess of each class is right, where what is before it was. ``expected``: as known beforehand, which
-    counts as much as two guesses."""
+    counts as much as two guesses. Of each of ``rows`` rows one turn's guesses are held against what the text becomes,
+    verified or not."""
 
-    def __init__(self, expected: Sequence[float]):
-        self.share = list(expected)  # of each class
-        self._tried = [2.0] * len(expected)
+    def __init__(self, expected: Sequence[float], rows: int):
+        self.share = np.array(expected)  # of each class
+        self._tried = np.full(len(expected), 2.0)
+        self._watched, self._start = Trees(rows), np.zeros(rows, np.int64)
+        self._structure = _CChances(
+            self.share.ctypes.data,
+            self._tried.ctypes.data,
+            MEMORY,
+            self._watched.structure,
+            self._start.ctypes.data,
+            MOST,
+            LEAST_CHANCE,
+        )
+        self.address = ctypes.addressof(self._structure)
 
-    def saw(self, kind: int, right: bool) -> None:
-        """Learn from one guess."""
-        tried = self._tried[kind] = min(self._tried[kind] + 1, MEMORY)
-        self.share[kind] += (right - self.share[kind]) / tried
+    def begin(self, row: int) -> None:
+        """Forget the guesses of a row, which has another text."""
+        self._watched.count[row] = 0
+
+    def move(self, source: int, target: int) -> None:
+        """Row ``source`` is ``target`` from now on."""
+        self._watched.put(target, *self._watched.of(source))
+        self._start[target] = self._start[source]
+        self.begin(source)
 
 
 @dataclass(slots=True)
@@ -161,11 +189,33 @@ class Look:
         self.took += weight * (took - self.took)
 
 
+def choose(
+    texts: TextColumns,
+    chances: Chances,
+    rows: np.ndarray,
+    trees: Trees,
+    into: Trees,
+    seconds: np.ndarray | None = None,
+    a_token: float = 1.0,
+    worth: np.ndarray | None = None,
+) -> int:
+    """Do what :meth:`Pace.choose` does, or, without ``seconds``, choose all guesses. ``seconds``: of passes of 0, 1, ..
+    tokens. ``worth`` float64 [2]: gets the tokens of the turn in units of what one of them takes in plain decoding,
+    ``a_token``, and the seconds of the pass."""
+    room = np.empty(len(rows) * trees.tokens.shape[1] * 17, np.uint8)
+    costs, worths = (None if a is None else a.ctypes.data for a in (seconds, worth))
+    return functions().choose(
+        chances.address, texts.address, rows.ctypes.data, len(rows), trees.address, costs, a_token, into.address,
+        worths, room.ctypes.data,
+    )  # fmt: skip
+
+
 class Pace:
     """Chooses the guesses of a turn, and the turns that have any. ``levels``: ways to look, the cheapest first."""
 
-    def __init__(self, expected: Sequence[float], levels: int = 1):
-        self.cost, self.chances = PassCost(), Chances(expected)
+    def __init__(self, chances: Chances, levels: int = 1):
+        self.cost, self.chances = PassCost(), chances
+        self._worth = np.zeros(2)
         self._looks = [Look() for _ in range(levels)]
         self._now = self._looks[0]
         self._turn = 0.0, 0.0  # what the choice of this turn makes, and takes
@@ -191,35 +241,16 @@ class Pace:
         """Whether to measure the pass of this turn: some of them, for that costs, too."""
         return self._turns < LEARNING or self._turns % (GUESSED_MEASURED if guessed else PLAIN_MEASURED) == 0
 
-    def choose(self, rows: int, proposals: Sequence[Proposal | None]) -> list[list[int]]:
-        """Return the guesses to verify of each proposal, in their order and with all that are before them. ``rows``: of
-        the turn."""
-        nodes: list[tuple[float, int, int]] = []  # (chance, proposal, guess)
-        share = self.chances.share
-        for i, proposal in enumerate(proposals):
-            if proposal is None:
-                continue
-            reached: list[float] = []
-            for guess, (parent, kind) in enumerate(zip(proposal.parents, proposal.classes, strict=True)):
-                chance = share[kind] if parent < 0 else reached[parent] * share[kind]
-                reached.append(chance)
-                if chance > LEAST_CHANCE:
-                    nodes.append((chance, i, guess))
-                elif proposal.is_chain:
-                    break
-        nodes.sort(key=_chance, reverse=True)  # stable: a guess stays behind what is before it
+    def choose(self, texts: TextColumns, rows: np.ndarray, trees: Trees, into: Trees) -> int:
+        """Learn from the guesses of earlier turns, and choose of ``trees``, which are those of ``rows``, the guesses to
+        verify: they come to ``into`` with their roots, the rows' newest tokens, as nodes 0. Return the number of all.
+        """
+        n = len(rows)
         seconds = self.cost.table(True)
-        a_token = self.cost(rows, guessed=False) / rows  # what plain decoding takes for one
-        tokens, best, count, self._turn = float(rows), 1 / a_token, 0, (rows * a_token, rows * a_token)
-        for n, (chance, _, _) in enumerate(nodes[: MOST - rows], 1):
-            tokens += chance
-            if tokens > best * seconds[rows + n]:
-                best, count = tokens / seconds[rows + n], n
-                self._turn = tokens * a_token, seconds[rows + n]
-        chosen: list[list[int]] = [[] for _ in proposals]
-        for _, i, guess in nodes[:count]:
-            chosen[i].append(guess)
-        return [sorted(guesses) for guesses in chosen]
+        a_token = self.cost(n, guessed=False) / n  # what plain decoding takes for one
+        total = choose(texts, self.chances, rows, trees, into, seconds, a_token, self._worth)
+        self._turn = float(self._worth[0]), float(self._worth[1])
+        return total
 
     def looked(self, seconds: float) -> None:
         """Learn what it took to guess and to choose. They are spent, but where a look does not save as much, or another

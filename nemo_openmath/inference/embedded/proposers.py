@@ -9,25 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from nemo_openmath.inference.embedded.guesses import Trees
 from nemo_openmath.inference.embedded.rows import RowTable
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """Guesses of what follows a row's newest token: a tree without its root."""
-
-    tokens: list[int]
-    parents: list[int]
-    """Of each guess: an earlier guess, or -1 where it follows the newest token."""
-    classes: list[int]
-    """Of each guess: its class. Guesses of a class are right equally often, where what is before them was right."""
-    is_chain: bool = False
-    """Each guess follows the one before it."""
-
-    @classmethod
-    def chain(cls, tokens: list[int], classes: list[int]) -> Proposal:
-        """Return guesses that follow each other."""
-        return cls(tokens, list(range(-1, len(tokens) - 1)), classes, is_chain=True)
 
 
 class Proposer(Protocol):
@@ -46,9 +31,9 @@ class Proposer(Protocol):
         """Row ``source`` is ``target`` from now on."""
         ...
 
-    def propose(self, rows: Sequence[int], most: Sequence[int], level: int) -> list[Proposal | None]:
-        """Return guesses for each of ``rows``, at most ``most`` tokens ahead, made in the way ``level``; None where
-        there are none."""
+    def propose(self, rows: np.ndarray, most: np.ndarray, level: int, into: Trees) -> None:
+        """Make tree i of ``into`` the guesses for ``rows[i]``, made in the way ``level``: at most ``most[i]`` tokens
+        ahead, of which there may be none. Both are int64."""
         ...
 
 
@@ -56,11 +41,12 @@ class Proposer(Protocol):
 class DraftSource:
     """What an engine guesses with.
 
-    ``hidden``: width of the model's states where it needs them, else 0. ``paced``: whether only those guesses are
-    verified that make decoding faster; else all are.
+    ``make``: of the batch's rows, and the positions that a row has in the decoder. ``hidden``: width of the model's
+    states where it needs them, else 0. ``paced``: whether only those guesses are verified that make decoding faster;
+    else all are.
     """
 
     name: str
-    make: Callable[[RowTable], Proposer]
+    make: Callable[[RowTable, int], Proposer]
     hidden: int = 0
     paced: bool = True

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import math
-from bisect import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_openmath.inference.embedded.guesses import Trees, functions
 from nemo_openmath.inference.embedded.kernels import CDrafter, Kernels
 from nemo_openmath.inference.embedded.panels import Panels
-from nemo_openmath.inference.embedded.proposers import Proposal
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.models.drafters import ReDrafter, ResidualBlock
 
@@ -124,54 +122,51 @@ class CompiledSearch:
         return guesses, parents, scores
 
 
-class RedrafterProposer:
-    """A :class:`~nemo_openmath.inference.embedded.proposers.Proposer` that asks a drafter. The class of a guess is its
-    depth and how sure the drafter is of it."""
+class Classes(ctypes.Structure):
+    """``Classes`` of guess.c: the first class of guesses that the drafter alone makes, of those that n-grams make as
+    well, and of n-grams' beside the drafter's."""
 
-    levels = 1
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("drafted", "agreed", "against", "borders")),
+        ("sure", ctypes.c_void_p),
+    ]
+
+    def __init__(self, drafted: int, agreed: int, against: int):
+        self.keep = np.array(SURE, np.float32)
+        super().__init__(drafted, agreed, against, len(SURE), self.keep.ctypes.data)
+
+
+class RedrafterProposer:
+    """The guesses of a drafter. The class of one is its depth and how sure the drafter is of it."""
 
     def __init__(self, table: RowTable, search: Search):
-        self._table, self._search = table, search
+        self._c, self._table, self._search = functions(), table, search
         middles = [(low + high) / 2 for low, high in zip((0.0, *SURE), (*SURE, 1.0), strict=True)]
         self.expected: Sequence[float] = middles * search.length
 
-    def begin(self, row: int) -> None:
-        pass  # the state is a column of the table
-
-    def move(self, source: int, target: int) -> None:
-        pass
-
-    def propose(self, rows: Sequence[int], most: Sequence[int], level: int = 1) -> list[Proposal | None]:
-        table, asked = self._table, [row for row, n in zip(rows, most, strict=True) if n > 0]
-        if not asked:
-            return [None] * len(rows)
-        newest = table.ids[asked, table.length[asked] - 1]
-        guesses, beams, scores = (column.tolist() for column in self._search(table.states[asked], newest))
-        proposals: list[Proposal | None] = [None] * len(rows)
-        for i, place in enumerate(place for place, n in enumerate(most) if n > 0):
-            length = min(most[place], self._search.length)
-            proposals[place] = self._of(guesses[i], beams[i], scores[i], length)
-        return proposals
-
-    def _of(
-        self, guesses: list[list[int]], parents: list[list[int]], scores: list[list[float]], length: int
-    ) -> Proposal:
-        """The tree of one row. Its likeliest branch comes first: what is accepted lies in its place already."""
-        beam, branch = 0, []
-        for step in range(length - 1, -1, -1):
-            branch.append((step, beam))
-            beam = parents[step][beam]
-        branch.reverse()
-        others = [(step, beam) for step in range(length) for beam in range(self._search.width)]
-        place = {node: i for i, node in enumerate(dict.fromkeys([*branch, *others]))}
-        proposal = Proposal([], [], [])
-        for step, beam in place:
-            before = parents[step][beam]
-            chance = math.exp(scores[step][beam] - (scores[step - 1][before] if step else 0.0))
-            proposal.tokens.append(guesses[step][beam])
-            proposal.parents.append(place[step - 1, before] if step else -1)
-            proposal.classes.append(step * (len(SURE) + 1) + bisect(SURE, chance))
-        return proposal
+    def join(self, rows: np.ndarray, most: np.ndarray, asked: np.ndarray, classes: Classes, into: Trees) -> None:
+        """Join the drafter's guesses for some of a turn's ``rows`` with those in their trees. ``asked``: which of the
+        rows, by their place in the turn."""
+        asked = asked[most[asked] > 0]
+        if not len(asked):
+            return
+        some = rows[asked]
+        guesses, beams, scores = self._search(
+            self._table.states[some], self._table.ids[some, self._table.length[some] - 1]
+        )
+        step = guesses[0].size
+        for i, at in enumerate(asked.tolist()):
+            self._c.join(
+                guesses.ctypes.data + 8 * step * i,
+                beams.ctypes.data + 8 * step * i,
+                scores.ctypes.data + 4 * step * i,
+                self._search.length,
+                self._search.width,
+                int(most[at]),
+                ctypes.addressof(classes),
+                into.address,
+                at,
+            )
 
 
 def load_drafter(folder: Path, embedding: Tensor) -> ReDrafter:

@@ -1,0 +1,314 @@
+/* Guesses of the next tokens of rows: looked up in texts, joined with a drafter's, learned from, and chosen by what they
+ * are worth. ngrams.py, drafters.py, pace.py and drafting.py say why; here is what is done for every token. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NODES 64    /* guesses of a row, at most */
+#define LONGEST 16  /* tokens that are compared */
+#define AHEAD 16    /* tokens that are guessed behind a match */
+#define KINDS (LONGEST + AHEAD)
+#define PLACES 48   /* that are looked at */
+#define BRANCHES 3  /* places whose texts are guessed to go on */
+
+int64_t guess_constant(int64_t which) { return (const int64_t[]){NODES, LONGEST, AHEAD, BRANCHES}[which]; }
+
+/* What is known of the running rows: columns of rows.py. Turns are about some of them: rows[0 .. n-1]. */
+typedef struct {
+    const int32_t *ids; /* [rows, capacity] */
+    int64_t capacity;
+    const int64_t *length, *full_length; /* [rows] */
+    int64_t room;                        /* positions of a row in the decoder */
+} Texts;
+
+/* Trees of guesses without their roots: of each tree the number of guesses, and of each guess its token, the guess that it
+ * follows (an earlier one; -1: the newest token), and its class. */
+typedef struct {
+    int64_t *count;                    /* [trees] */
+    int64_t *tokens, *parents, *kinds; /* [trees, NODES] */
+} Trees;
+
+/* Put a guess into tree i and return its place there; one that is there already stays as it is. -1: there is no room. */
+static int64_t put(const Trees *t, int64_t i, int64_t parent, int64_t token, int64_t kind) {
+    int64_t *tokens = t->tokens + i * NODES, *parents = t->parents + i * NODES, at = 0;
+    while (at < t->count[i] && (parents[at] != parent || tokens[at] != token)) at++;
+    if (at == NODES) return -1;
+    if (at == t->count[i]) {
+        tokens[at] = token;
+        parents[at] = parent;
+        t->kinds[i * NODES + at] = kind;
+        t->count[i]++;
+    }
+    return at;
+}
+
+/* How many tokens may be guessed of rows[0 .. n-1]: at most `most`, for the last token of a request is drawn and not computed, and what follows it is
+ * not even drawn. */
+void ahead(const Texts *t, const int64_t *rows, int64_t n, int64_t most, int64_t *tokens) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t end = t->full_length[rows[i]] - 1, length = t->length[rows[i]];
+        const int64_t left = (end < t->room ? end : t->room) - length;
+        tokens[i] = left < 0 ? 0 : left < most ? left : most;
+    }
+}
+
+
+/* -- n-grams -------------------------------------------------------------------------------------------------------- */
+
+/* All texts, token after token as they came, those of several rows in turns. A place is a token's index in it. */
+typedef struct {
+    int64_t used, most, vocab;            /* places, places, tokens */
+    int32_t *token, *before, *after;      /* [most]: and the place before and behind it in its text, or -1 */
+    int32_t *text;                        /* [most]: the text's number */
+    int32_t *pair, *single;               /* [most]: the place before with the same two, or one, last tokens, or -1 */
+    int64_t buckets;                      /* a power of two, at least 2 * most */
+    int32_t *newest_pair, *newest_single; /* [buckets], [vocab]: the newest such place, or -1 */
+    int64_t *newest, *known, *number;     /* [rows]: of each row's text the newest place or -1, tokens, and number */
+    int64_t rows;
+} Log;
+
+/* Forget all texts. Those of the rows are read again. */
+void forget(Log *g) {
+    g->used = 0;
+    memset(g->newest_pair, -1, g->buckets * sizeof *g->newest_pair);
+    memset(g->newest_single, -1, g->vocab * sizeof *g->newest_single);
+    for (int64_t r = 0; r < g->rows; r++) { g->newest[r] = -1; g->known[r] = 0; }
+}
+
+/* The bucket of a pair of tokens: that of the newest place with the pair, or an empty one. */
+static int64_t bucket(const Log *g, int32_t a, int32_t b) {
+    const uint64_t hash = ((uint64_t)(uint32_t)a << 32 | (uint32_t)b) * 0x9e3779b97f4a7c15u;
+    for (int64_t i = (int64_t)(hash >> 24) & (g->buckets - 1);; i = (i + 1) & (g->buckets - 1)) {
+        const int32_t at = g->newest_pair[i];
+        if (at < 0 || (g->token[at] == b && g->token[g->before[at]] == a)) return i;
+    }
+}
+
+/* Add tokens to text `number`, of which `last` is the newest place, or -1; return the newest one. There is room. */
+int64_t add_text(Log *g, int64_t number, int64_t last, const int32_t *ids, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t at = g->used++;
+        g->token[at] = ids[i];
+        g->text[at] = (int32_t)number;
+        g->before[at] = (int32_t)last;
+        g->after[at] = g->pair[at] = -1;
+        g->single[at] = g->newest_single[ids[i]];
+        g->newest_single[ids[i]] = (int32_t)at;
+        if (last >= 0) {
+            g->after[last] = (int32_t)at;
+            const int64_t b = bucket(g, g->token[last], ids[i]);
+            g->pair[at] = g->newest_pair[b];
+            g->newest_pair[b] = (int32_t)at;
+        }
+        last = at;
+    }
+    return last;
+}
+
+/* Tokens at and before two places that are the same, LONGEST at most. */
+static int64_t common(const Log *g, int64_t a, int64_t b) {
+    int64_t n = 0;
+    for (; n < LONGEST && a >= 0 && b >= 0 && g->token[a] == g->token[b]; n++) { a = g->before[a]; b = g->before[b]; }
+    return n;
+}
+
+/* Guess that what follows place `from` follows place `end`, too: at most `most` tokens, into tree i. */
+static void go_on(const Log *g, int64_t from, int64_t end, int64_t most, int64_t kind, const Trees *into, int64_t i) {
+    int64_t said[AHEAD], parent = -1, period = 0;
+    for (int64_t n = 0, at = g->after[from]; n < most; n++) {
+        if (at < 0 && g->text[from] != g->text[end]) return;
+        /* behind its own end a text goes on with what was guessed: it turns in a circle */
+        if (at < 0 && !period) period = n;
+        said[n] = at < 0 ? said[n - period] : g->token[at];
+        parent = put(into, i, parent, said[n], kind + n);
+        if (parent < 0) return;
+        at = at < 0 ? -1 : g->after[at];
+    }
+}
+
+/* The trees of what texts say of rows[0 .. n-1]: of the BRANCHES places behind the longest matches of a text's end, of
+ * equal ones in its own text and then the most recent, that what follows there follows again. */
+void look_up(Log *g, const Texts *t, const int64_t *rows, int64_t n, const int64_t *most, const Trees *into) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = rows[i], unread = t->length[row] - g->known[row];
+        if (unread > g->most - g->used) forget(g);
+        if (t->length[row] - g->known[row] > g->most - g->used) continue;
+        g->newest[row] = add_text(g, g->number[row], g->newest[row], t->ids + row * t->capacity + g->known[row],
+                                  t->length[row] - g->known[row]);
+        g->known[row] = t->length[row];
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t end = g->newest[rows[i]];
+        int64_t place[BRANCHES], worth[BRANCHES], found = 0, all = most[i] < AHEAD ? most[i] : AHEAD;
+        into->count[i] = 0;
+        if (all < 1 || end < 0) continue;
+        int64_t at = g->pair[end];
+        for (int64_t looked = 0; at >= 0 && looked < PLACES; looked++, at = g->pair[at]) {
+            if (g->after[at] < 0) continue; /* another row's newest token: nothing is known behind it */
+            const int64_t value = 2 * common(g, at, end) + (g->text[at] == g->text[end]);
+            if (found == BRANCHES && worth[found - 1] >= value) continue;
+            int64_t k = found < BRANCHES ? found++ : found - 1;
+            for (; k > 0 && worth[k - 1] < value; k--) { place[k] = place[k - 1]; worth[k] = worth[k - 1]; }
+            place[k] = at;
+            worth[k] = value;
+        }
+        if (!found) {
+            for (at = g->single[end]; at >= 0 && g->after[at] < 0;) at = g->single[at];
+            if (at >= 0) { place[0] = at; worth[0] = 2 + (g->text[at] == g->text[end]); found = 1; }
+        }
+        for (int64_t k = 0; k < found; k++) {
+            const int64_t group = 2 * (k > 0) + !(worth[k] & 1);
+            go_on(g, place[k], end, all, group * KINDS + worth[k] / 2, into, i);
+        }
+    }
+}
+
+/* -- a drafter's guesses ----------------------------------------------------------------------------------------------- */
+
+/* Classes of guesses: the first one of those that the drafter alone makes, of those that n-grams make as well, and of
+ * n-grams' beside the drafter's. `sure`: borders between a drafter's classes, by its probability. */
+typedef struct {
+    int64_t drafted, agreed, against, borders;
+    const float *sure;
+} Classes;
+
+/* Make tree i one of the guesses of a drafter's search, for one row [length, width] each, of which those `most` tokens
+ * ahead count, and of what is in the tree. The likeliest branch comes first: what is accepted lies in its place already. */
+void join(const int64_t *guesses, const int64_t *beams, const float *scores, int64_t length, int64_t width, int64_t most,
+          const Classes *c, const Trees *t, int64_t i) {
+    const int64_t had = t->count[i], whole = length < NODES / width ? length : NODES / width;
+    const int64_t steps = whole < most ? whole : most;
+    int64_t tokens[NODES], parents[NODES], kinds[NODES], place[NODES], order[NODES], nodes = 0;
+    memcpy(tokens, t->tokens + i * NODES, sizeof tokens);
+    memcpy(parents, t->parents + i * NODES, sizeof parents);
+    memcpy(kinds, t->kinds + i * NODES, sizeof kinds);
+    t->count[i] = 0;
+    for (int64_t step = steps - 1, beam = 0; step >= 0; step--) {
+        order[step] = step * width + beam;
+        beam = beams[order[step]];
+        nodes++;
+    }
+    for (int64_t node = 0; node < steps * width && nodes < NODES; node++)
+        if (order[node / width] != node) order[nodes++] = node;
+    for (int64_t k = 0; k < nodes; k++) {
+        const int64_t node = order[k], step = node / width, before = step ? (step - 1) * width + beams[node] : -1;
+        const float chance = expf(scores[node] - (step ? scores[before] : 0.0f));
+        int64_t sure = 0;
+        while (sure < c->borders && c->sure[sure] <= chance) sure++;
+        place[node] = put(t, i, step ? place[before] : -1, guesses[node], c->drafted + step * (c->borders + 1) + sure);
+    }
+    const int64_t drafted = t->count[i];
+    for (int64_t k = 0; k < had; k++) {
+        const int64_t parent = parents[k] < 0 ? -1 : place[parents[k]];
+        place[k] = parents[k] >= 0 && parent < 0 ? -1 : put(t, i, parent, tokens[k], c->against + kinds[k]);
+        if (place[k] >= 0 && place[k] < drafted && t->kinds[i * NODES + place[k]] < c->agreed)
+            t->kinds[i * NODES + place[k]] += c->agreed - c->drafted;
+    }
+}
+
+/* -- what they are worth ----------------------------------------------------------------------------------------------- */
+
+/* How often guesses of each class are right [classes], and of how many that is known. */
+typedef struct {
+    double *share, *tried, memory;
+    Trees watched;   /* of each row: guesses whose outcome will be known when the text has grown, verified or not */
+    int64_t *start;  /* of each row: the tokens of the text before them */
+    int64_t most;    /* guesses of a turn */
+    double least;    /* chance of a guess that is thought of at all */
+} Chances;
+
+/* Learn from the guesses that are watched of a row, where all is known of those whose place the text has come to; tell
+ * whether it is. */
+static int learn(const Chances *c, const Texts *t, int64_t row) {
+    const int64_t *tokens = c->watched.tokens + row * NODES, *parents = c->watched.parents + row * NODES;
+    const int64_t *kinds = c->watched.kinds + row * NODES, count = c->watched.count[row];
+    const int64_t known = t->length[row] - c->start[row];
+    const int32_t *text = t->ids + row * t->capacity + c->start[row];
+    int64_t depth[NODES];
+    signed char right[NODES]; /* -1: what is before it was not */
+    for (int64_t k = 0; k < count; k++) {
+        right[k] = -1;
+        if (parents[k] >= 0 && right[parents[k]] != 1) continue;
+        depth[k] = parents[k] < 0 ? 0 : depth[parents[k]] + 1;
+        if (depth[k] >= known) return 0;
+        right[k] = tokens[k] == text[depth[k]];
+    }
+    for (int64_t k = 0; k < count; k++)
+        if (right[k] >= 0) {
+            double *tried = c->tried + kinds[k], *share = c->share + kinds[k];
+            *tried = *tried + 1 < c->memory ? *tried + 1 : c->memory;
+            *share += (right[k] - *share) / *tried;
+        }
+    return 1;
+}
+
+typedef struct { double chance; int64_t place; } Node; /* place: tree * NODES + guess */
+
+static int likelier(const void *a, const void *b) {
+    const Node *x = a, *y = b;
+    if (x->chance != y->chance) return x->chance < y->chance ? 1 : -1;
+    return x->place < y->place ? -1 : 1; /* a guess stays behind what is before it */
+}
+
+/* Learn from earlier guesses of rows[0 .. n-1], watch those of `trees`, and choose of these the ones that make the most
+ * tokens a second, or, without `seconds`, all. They come to `chosen` in their order, as nodes: node 0 of each tree is the
+ * row's newest token, parents are nodes, and in place of classes there are depths.
+ * seconds: of passes of 0, 1, .. tokens with guesses; token: of one token of plain decoding.
+ * worth: tokens of the turn, and the seconds of its pass. `room` [n * NODES]. Returns the number of guesses. */
+int64_t choose(const Chances *c, const Texts *t, const int64_t *rows, int64_t n, const Trees *trees,
+               const double *seconds, double token, const Trees *chosen, double *worth, Node *room) {
+    int64_t nodes = 0, taken = 0, total = 0;
+    signed char *is_taken = (signed char *)(room + n * NODES);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = rows[i], count = trees->count[i], at = row * NODES, from = i * NODES;
+        if (!c->watched.count[row] || learn(c, t, row)) {
+            c->watched.count[row] = count;
+            c->start[row] = t->length[row];
+            memcpy(c->watched.tokens + at, trees->tokens + from, count * sizeof(int64_t));
+            memcpy(c->watched.parents + at, trees->parents + from, count * sizeof(int64_t));
+            memcpy(c->watched.kinds + at, trees->kinds + from, count * sizeof(int64_t));
+        }
+        double chance[NODES];
+        for (int64_t k = 0; k < count; k++) {
+            const int64_t parent = trees->parents[from + k];
+            chance[k] = c->share[trees->kinds[from + k]] * (parent < 0 ? 1 : chance[parent]);
+            is_taken[from + k] = !seconds;
+            if (seconds && chance[k] > c->least) room[nodes++] = (Node){chance[k], from + k};
+        }
+    }
+    if (seconds) {
+        qsort(room, nodes, sizeof *room, likelier);
+        double tokens = (double)n, best = 1 / token;
+        worth[0] = worth[1] = n * token;
+        for (int64_t k = 0; k < nodes && k < c->most - n; k++) {
+            tokens += room[k].chance;
+            if (tokens > best * seconds[n + k + 1]) {
+                best = tokens / seconds[n + k + 1];
+                taken = k + 1;
+                worth[0] = tokens * token;
+                worth[1] = seconds[n + k + 1];
+            }
+        }
+        for (int64_t k = 0; k < taken; k++) is_taken[room[k].place] = 1;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t from = i * NODES, most = t->room - t->length[rows[i]];
+        int64_t node[NODES], count = 0;
+        chosen->kinds[from] = 0;
+        for (int64_t k = 0; k < trees->count[i] && count < most && count < NODES - 1; k++) {
+            const int64_t parent = trees->parents[from + k];
+            if (!is_taken[from + k]) continue;
+            chosen->tokens[from + ++count] = trees->tokens[from + k];
+            chosen->parents[from + count] = parent < 0 ? 0 : node[parent];
+            chosen->kinds[from + count] = chosen->kinds[from + chosen->parents[from + count]] + 1;
+            node[k] = count;
+        }
+        chosen->tokens[from] = t->ids[rows[i] * t->capacity + t->length[rows[i]] - 1];
+        chosen->parents[from] = -1;
+        chosen->count[i] = count + 1;
+        total += count;
+    }
+    return total;
+}
