@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models.drafter_shape import ARCHITECTURE, DrafterShape
+from nemo_openmath.models.drafter_shape import ARCHITECTURE, TRAINED, DrafterShape
 from nemo_openmath.models.tensor_files import save_tensors
 
 __all__ = ["DrafterShape", "ReDrafter", "ResidualBlock", "embedding_digest"]
@@ -143,13 +143,13 @@ class ReDrafter(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into an existing folder."""
         save_tensors(self.state_dict(), folder / TENSORS)
-        config = {"architectures": [ARCHITECTURE], **asdict(self.shape)}
+        config = {"architectures": [ARCHITECTURE], **asdict(self.shape), TRAINED: self.shape.draft_tokens}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> ReDrafter:
-        """Read a drafter from its folder. Raises UserError where the folder holds none, DamagedFile where its tensors
-        are not those of its config.json."""
+        """Read a drafter from its folder. Raises UserError where the folder holds none or its config.json asks for more
+        guesses than it was trained for, DamagedFile where its tensors are not those of its config.json."""
         shape = DrafterShape.read(folder)
         drafter = cls(shape)
         if not (folder / TENSORS).is_file():

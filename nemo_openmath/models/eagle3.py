@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.models.drafter_shape import EAGLE3_ARCHITECTURE, Eagle3Shape
+from nemo_openmath.models.drafter_shape import EAGLE3_ARCHITECTURE, TRAINED, Eagle3Shape, refuse_untrained_drafts
 from nemo_openmath.models.tensor_files import save_tensors
 
 _TENSORS = "model.safetensors"
@@ -149,11 +149,12 @@ class Eagle3(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Eagle3:
-        """Read a head from its folder. Raises UserError where the folder holds none, DamagedFile where its tensors are
-        not those of its config.json."""
+        """Read a head from its folder. Raises UserError where the folder holds none, or its config.json asks for more
+        guesses than it was trained for; DamagedFile where its tensors are not those of its config.json."""
         path = folder / "config.json"
         try:
-            shape = shape_of(json.loads(path.read_text()))
+            shape = shape_of(config := json.loads(path.read_text()))
+            refuse_untrained_drafts(config, folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = "give the output of a stage drafter.train with form: eagle3"
             raise UserError("not an EAGLE-3 head's config.json", file=path, remedy=remedy) from error
@@ -201,6 +202,7 @@ def hf_config(shape: Eagle3Shape, dtype: str) -> dict[str, Any]:
             "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in shape.read_layers],
         },
         "draft_tokens": shape.draft_tokens,
+        TRAINED: shape.draft_tokens,
         "target_num_hidden_layers": shape.target_layers,
     }
 

@@ -47,6 +47,11 @@ def check_stage(entry: StageEntry, inputs: Mapping[str, Sequence[Path]]) -> None
     _as_of(entry, lambda: entry.stage.check(inputs))
 
 
+def check_ready(entry: StageEntry, inputs: Mapping[str, Sequence[Path]]) -> None:
+    """Make the stage's check of inputs that are all there. Raises UserError with the line of the stage."""
+    _as_of(entry, lambda: entry.stage.check_ready(inputs, entry.seed))
+
+
 def check_model(entry: StageEntry, folder: Path, setting: str, *, tokenizer: bool = True) -> None:
     """Check a folder that an engine is to load, or a stage to read. Raises UserError with the place of the stage's
     ``setting`` that names it."""

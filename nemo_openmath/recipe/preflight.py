@@ -18,7 +18,7 @@ from nemo_openmath.inference.open import DRAFTER_NAMES, check_drafter
 from nemo_openmath.models.devices import check_device
 from nemo_openmath.recipe import identity
 from nemo_openmath.recipe.file import Recipe, shown
-from nemo_openmath.recipe.inputs import check_inputs, check_model, check_stage
+from nemo_openmath.recipe.inputs import check_inputs, check_model, check_ready, check_stage
 from nemo_openmath.recipe.stage_entries import StageEntry
 from nemo_openmath.sandbox.service.client import check_url
 
@@ -55,7 +55,7 @@ def files_and_settings(
     entries = [recipe.entry(name) for name in names]
     wrong: set[str] = set()  # what is wrong with a stage of a loop is said of its first iteration
     for entry in entries:
-        for error in caught(partial(_inputs, entry, output, layouts)):
+        for error in caught(partial(_inputs, entry, output, layouts, elsewhere)):
             if not (elsewhere and isinstance(error.__cause__, MissingExtra)) and recipe.written(entry) not in wrong:
                 wrong.add(recipe.written(entry))
                 yield error
@@ -119,8 +119,9 @@ def check_output(output: Path, files: Sequence[Path]) -> None:
         raise of_the_system(error, there) or error from None
 
 
-def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
-    """Check the inputs that are there already."""
+def _inputs(entry: StageEntry, output: Path, layouts: bool, elsewhere: bool) -> None:
+    """Check the inputs that are there already. Where these are all and the stage runs here, its last check is made as
+    well: a run that takes the place of another one removes that before its first stage."""
     present = _present(entry)
     read = [(port, path) for port, paths in present.items() if entry.stage.takes.get(port) != "model" for path in paths]
     for port, path in read:
@@ -131,6 +132,8 @@ def _inputs(entry: StageEntry, output: Path, layouts: bool) -> None:
                 f"from.{port}",
             )
     check_inputs(entry, present, layouts=layouts)
+    if not elsewhere and all(len(present[port]) == len(names) for port, names in entry.inputs.items()):
+        check_ready(entry, present)
 
 
 def _present(entry: StageEntry) -> dict[str, list[Path]]:

@@ -37,7 +37,7 @@ from nemo_openmath.core.stage import Stage, StageContext, UnitStage
 from nemo_openmath.recipe import identity, stage_folder
 from nemo_openmath.recipe.file import Recipe
 from nemo_openmath.recipe.fingerprint import Fingerprints, NotReady
-from nemo_openmath.recipe.inputs import check_inputs
+from nemo_openmath.recipe.inputs import check_inputs, check_ready
 from nemo_openmath.recipe.lock import nobody_at_work, partition_locks, planning_lock, run_lock
 from nemo_openmath.recipe.outcome import (
     control_warnings,
@@ -225,6 +225,8 @@ class Run:
             log.info("%s %s: %s", place, entry.name, _does(entry.stage))
             context = self._context(entry, services, selection, progress)
             check_inputs(entry, context.inputs, layouts=selection.only is None or not entry.stage.launched)
+            if not selection.prepare:  # a job of another machine makes it then
+                check_ready(entry, context.inputs)
             self._say_prompts([entry.name])  # rows that were read by now say on which prompt a model was trained
             with planning_lock(context):
                 if selection.shards > 1 and (status := self._status(entry.name)).state is State.FINISHED:

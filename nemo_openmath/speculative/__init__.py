@@ -3,6 +3,7 @@
 The drafter itself and its files are models/drafters.py, below the engines that compute with it.
 
 texts.py         a model's own generations as tokens; which of them are held out; which tokens are frequent
+sources.py       the same, read for a stage, or why there is nothing to train on
 batches.py       which texts a step reads together
 frozen.py        the model that is drafted for: where it runs, its hidden states
 kind.py          what the training asks of a kind of drafter

@@ -28,13 +28,8 @@ class Decoded:
     """The outcome of :func:`speculate`."""
 
     ids: list[int] = field(default_factory=list)  # new tokens, the stop token included
-    steps: int = 0  # passes of the model after the prompt's
+    steps: int = 0  # passes of the model after the prompt's, which gives the first token
     accepted: int = 0  # drafted tokens among ``ids``
-
-    @property
-    def accepted_per_step(self) -> float:
-        """Return the mean of drafted tokens accepted in a step, of ``draft_tokens``; a step yields one token more."""
-        return self.accepted / max(1, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +80,10 @@ def speculate(
     max_new_tokens: int,
     stop: Collection[int] = (),
     beams: int = 1,
-    draft_tokens: int | None = None,
 ) -> Decoded:
-    """Continue ``prompt`` greedily until a token of ``stop`` or ``max_new_tokens``.
+    """Continue ``prompt`` greedily until a token of ``stop`` or ``max_new_tokens``, at least one.
 
-    ``base`` is a transformers causal language model. ``draft_tokens`` are the guesses of a step, by default as many as
-    the drafter was trained for; ``beams`` is the width of its search.
+    ``base`` is a transformers causal language model; ``beams`` is the width of the drafter's search.
 
     The output is that of plain greedy decoding up to the rounding of sums: where two tokens' logits are equal to the
     last bits, a pass over several tokens may decide otherwise than a pass over one.
@@ -101,22 +94,20 @@ def speculate(
     ids = torch.tensor([list(prompt)], device=base.device)
     hidden = base.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0, -1]
     token = int(base.lm_head(hidden).argmax())
-    out = Decoded()
-    while len(out.ids) < max_new_tokens:
-        length = drafter.shape.draft_tokens if draft_tokens is None else draft_tokens
-        tree = Tree.of(drafter.beams(hidden.to(dtype), token, embeddings, length, beams))
+    out = Decoded([token])
+    while out.ids[-1] not in stop and len(out.ids) < max_new_tokens:
+        tree = Tree.of(drafter.beams(hidden.to(dtype), token, embeddings, drafter.shape.draft_tokens, beams))
         states = _read_tree(base, tree, cache)
         says = base.lm_head(states).argmax(-1).tolist()
         path = tree.accepted(says)
-        new = [tree.tokens[node] for node in path][: max_new_tokens - len(out.ids)]
+        drafted, token = [tree.tokens[node] for node in path[1:]], says[path[-1]]
+        new = [*drafted, token][: max_new_tokens - len(out.ids)]
         end = next((i + 1 for i, new_token in enumerate(new) if new_token in stop), len(new))
         out.ids += new[:end]
         out.steps += 1
-        out.accepted += end - 1
-        if out.ids[-1] in stop:
-            break
+        out.accepted += min(end, len(drafted))
         _keep(cache, path, len(tree.tokens))
-        hidden, token = states[path[-1]], says[path[-1]]
+        hidden = states[path[-1]]
     return out
 
 

@@ -19,17 +19,19 @@ from nemo_openmath.core.bounds import (
     ShareBelowOne,
 )
 from nemo_openmath.core.errors import OpenMathError, UserError
-from nemo_openmath.core.records import Generation
+from nemo_openmath.core.records import Generation, read_records
 from nemo_openmath.core.records.lineage import Lineage, digest_tree
 from nemo_openmath.core.stage import RUNTIME, Stage, StageContext
-from nemo_openmath.models.devices import DeviceChoice
+from nemo_openmath.models.devices import DeviceChoice, check_device
 from nemo_openmath.models.drafter_shape import DraftForm, Recurrence, refuse_few_layers
 from nemo_openmath.models.hf_config import describe
 from nemo_openmath.speculative.acceptance import Acceptance
 from nemo_openmath.speculative.settings import DrafterSettings
-from nemo_openmath.speculative.texts import Texts, read_texts, some_texts
+from nemo_openmath.speculative.sources import TextReader
+from nemo_openmath.speculative.texts import Texts, frequent_tokens, some_texts
 
 _STATE = ".training.pt"
+_KEPT_TEXTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DrafterConfig:
     """``redrafter`` is the paper's, for TensorRT-LLM's engines and the embedded engine; ``eagle3`` makes the head that
     vLLM, SGLang and TensorRT-LLM's PyTorch backend read (arXiv 2503.01840)."""
     draft_tokens: PositiveInt = 3
-    """Tokens that are guessed at once. Paper section 6."""
+    """Tokens that are guessed at once, at most as many as an engine may ask of the drafter. Paper section 6."""
     layers: NonNegativeInt = 2
     """Residual blocks of a ReDrafter's head."""
     draft_vocab: NonNegativeInt = 0
@@ -49,7 +51,7 @@ class DrafterConfig:
     recurrence: Recurrence = "silu"
     """Of a ReDrafter. ``linear``: its state has no activation and no bias, which is what TensorRT-LLM's engines
     compute. ``silu`` is the form of its paper."""
-    kept_texts: NonNegativeInt = 1 << 18
+    kept_texts: NonNegativeInt = _KEPT_TEXTS
     """Tokens of the solutions that are kept beside a ReDrafter: the embedded engine's n-grams look into them from the
     start. 0: none."""
     lr: PositiveFloat = 1e-3
@@ -59,7 +61,8 @@ class DrafterConfig:
     epochs: PositiveInt = 1
     """Times that each generation is seen."""
     max_tokens: Annotated[int, Bounds(3)] = 8192
-    """Tokens to which a longer generation is cut."""
+    """Tokens to which a longer generation is cut, its prompt among them: at least ``draft_tokens`` + 2, so that each
+    draft has one to learn."""
     batch_tokens: PositiveInt = 16384
     """Tokens of a step, padding included."""
     held_out: ShareBelowOne = 0.05
@@ -79,22 +82,29 @@ class DrafterConfig:
     """Minutes between saves of the training's state."""
 
     def __post_init__(self) -> None:
-        if min(self.draft_tokens, self.epochs, self.batch_tokens) < 1 or self.layers < 0 or self.max_tokens < 3:
-            raise ValueError("draft_tokens, epochs and batch_tokens are at least 1, layers 0, max_tokens 3")
+        if min(self.draft_tokens, self.epochs, self.batch_tokens) < 1 or self.layers < 0:
+            raise ValueError("draft_tokens, epochs and batch_tokens are at least 1, layers 0")
+        if self.max_tokens < self.draft_tokens + 2:
+            problem = f"max_tokens {self.max_tokens} leaves draft {max(1, self.max_tokens - 1)} of {self.draft_tokens}"
+            problem += (
+                f" no token to learn: it is at least draft_tokens + 2, which is {self.draft_tokens + 2}, and should"
+            )
+            raise ValueError(f"{problem} be the length of a solution with its prompt")
         if not 0 <= self.held_out < 1:
             raise ValueError("held_out is a share: at least 0 and less than 1")
-        if self.form == "eagle3" and (self.layers != 2 or self.recurrence != "silu"):
-            raise ValueError("layers and recurrence are of a redrafter: leave them out with form: eagle3")
+        if self.form == "eagle3" and (self.layers, self.recurrence, self.kept_texts) != (2, "silu", _KEPT_TEXTS):
+            problem = "layers, recurrence and kept_texts are of a redrafter: leave them out with form: eagle3"
+            raise ValueError(problem)
 
 
 class TrainDrafter(Stage[DrafterConfig]):
-    """Train a drafter for one model (paper section 6: ReDrafter), with the model frozen, and measure how many of its
-    guesses the model accepts.
+    """Train a drafter for one model (paper section 6), with the model frozen, and measure how many of its guesses the
+    model accepts.
 
     It runs in one process. Killed and run again it goes on from its newest save, and makes the same drafter."""
 
     kind = "drafter.train"
-    version = 5  # it begins as the best linear one, learns all probabilities of the model, and knows whose they are
+    version = 6  # steps are those of a decoder that stops where an answer ends; config.json says what was trained
     Config = DrafterConfig
     ports = {
         "generations": "solutions that the model itself generated",
@@ -113,6 +123,21 @@ class TrainDrafter(Stage[DrafterConfig]):
             if (rows := self.config.draft_vocab) >= described.vocab_size:
                 problem = f"draft_vocab {rows} is no part of the model's {described.vocab_size} tokens"
                 raise UserError(problem, file=model, remedy="choose fewer; 0 means all")
+
+    def check_ready(self, inputs: Mapping[str, Sequence[Path]], seed: int) -> None:
+        from nemo_openmath.checkpoints.checkpoint import open_checkpoint  # torch takes seconds to import
+
+        (model,) = inputs["model"]
+        open_checkpoint(model, quiet=True)
+        if self.config.device == "cuda":
+            check_device("cuda")
+        reader, apart = self._reader(model, seed), inputs.get("held_out")
+        for port, share in (("generations", 0.0 if apart else self.config.held_out), ("held_out", 0.0)):
+            if folders := inputs.get(port):
+                records = (record for folder in folders for record in read_records(folder, Generation))
+                texts = reader.read(records, share, folders[0], few=True)
+                if port == "generations":
+                    reader.refuse_untaught(texts.training, folders[0])
 
     async def run(self, context: StageContext) -> None:
         stopped = threading.Event()
@@ -149,6 +174,7 @@ class TrainDrafter(Stage[DrafterConfig]):
             state_file=state_file,
         )
         facts = {
+            "form": self.config.form,
             "model": model.name,
             "texts": len(texts.training),  # the paper: 100,000
             "steps": trained.steps,
@@ -195,27 +221,21 @@ class TrainDrafter(Stage[DrafterConfig]):
             save_seconds=60 * config.save_minutes,
         )
 
+    def _reader(self, model: Path, seed: int) -> TextReader:
+        return TextReader(ChatTokenizer.load(model), self.config.max_tokens, self.config.draft_tokens, seed)
+
     def _texts(self, context: StageContext) -> Texts:
-        """Return what is trained and measured on. Raises UserError where there is nothing to train on."""
-        config, apart = self.config, bool(context.paths("held_out"))
-        tokenizer = ChatTokenizer.load(context.only("model"))
-        texts = read_texts(
-            context.read("generations", Generation),
-            tokenizer,
-            max_tokens=config.max_tokens,
-            held_out=0.0 if apart else config.held_out,
-            seed=context.seed,
-        )
-        if not texts.training:
-            counts = ", ".join(f"{name}: {count}" for name, count in texts.counts.items()) or "no generation"
-            folder = next(iter(context.paths("generations")), None)
-            remedy = "give more generations of the model, a larger max_tokens, or a smaller held_out"
-            raise UserError(f"nothing to train on ({counts})", file=folder, remedy=remedy)
+        """Return what is trained and measured on. Raises UserError where one of them is nothing, or a draft would have
+        nothing to learn."""
+        model, apart, folder = context.only("model"), context.paths("held_out"), context.paths("generations")[0]
+        reader, share = self._reader(model, context.seed), 0.0 if apart else self.config.held_out
+        texts = reader.read(context.read("generations", Generation), share, folder)
+        draft_ids = frequent_tokens(texts.training, self.config.draft_vocab, describe(model).vocab_size)
+        reader.refuse_untaught(texts.training, folder, draft_ids)
         if apart:
-            measured = read_texts(
-                context.read("held_out", Generation), tokenizer, max_tokens=config.max_tokens, held_out=0.0, seed=0
-            )
+            measured = reader.read(context.read("held_out", Generation), 0.0, apart[0])
             texts.held_out.extend(measured.training)
+            texts.counts.update({f"held_out, {name}": count for name, count in measured.counts.items()})
         return texts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from nemo_openmath.chat import ChatTokenizer, Transcript, encode_many
 from nemo_openmath.core.records import Generation, unit_key
 
+CUT_OFF = "left out: max_tokens ends before what the model wrote"
+EMPTY = "left out: nothing that the model wrote"
 _BATCH = 1024  # generations handed to the tokenizer at once
+_LOOKED_AT = 16  # the same, where few are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +38,49 @@ class Texts:
 
 
 def read_texts(
-    generations: Iterable[Generation], tokenizer: ChatTokenizer, *, max_tokens: int, held_out: float, seed: int
+    generations: Iterable[Generation],
+    tokenizer: ChatTokenizer,
+    *,
+    max_tokens: int,
+    held_out: float,
+    seed: int,
+    until: Callable[[Text], bool] | None = None,
 ) -> Texts:
     """Return ``generations`` as token ids; those longer than ``max_tokens`` are cut at their end.
 
     A share ``held_out`` of the problems, chosen by ``seed`` and problem id, is kept from training with all its samples,
-    so that the drafter is not measured on what it saw.
+    so that the drafter is not measured on what it saw. With ``until``, the reading ends behind the first text to train
+    on of which this is true.
     """
-    texts = Texts()
-    for batch in _batches(generations):
+    texts, stream = Texts(), iter(generations)
+    while batch := list(islice(stream, _BATCH if until is None else _LOOKED_AT)):
         transcripts = [Transcript.from_json(generation.transcript) for generation in batch]
         for generation, encoded in zip(batch, encode_many(transcripts, tokenizer), strict=True):
             texts.counts["generations"] += 1
             texts.models.add(generation.model)
             loss_mask = np.array(encoded.loss_mask[:max_tokens], bool)
             if not loss_mask[2:].any():  # the first guess is two tokens after the state that it is made from
-                texts.counts["left out: no token to draft"] += 1
+                texts.counts[CUT_OFF if any(encoded.loss_mask[2:]) else EMPTY] += 1
                 continue
             texts.counts["cut to max_tokens"] += len(encoded.ids) > max_tokens
             text = Text(np.array(encoded.ids[:max_tokens], np.int32), loss_mask)
-            is_held_out = unit_key(f"{seed} {generation.problem_id}") < held_out * 2**64
-            (texts.held_out if is_held_out else texts.training).append(text)
+            if unit_key(f"{seed} {generation.problem_id}") < held_out * 2**64:
+                texts.held_out.append(text)
+                continue
+            texts.training.append(text)
+            if until is not None and until(text):
+                return texts
     return texts
+
+
+def drafts_taught(texts: Iterable[Text], draft_ids: NDArray[np.int64] | None = None) -> int:
+    """Return how many drafts of a step, from the first one on, have a token to learn in ``texts``: draft i guesses
+    token t+1+i from the state at token t. ``draft_ids``: the tokens that can be guessed; None: all."""
+    last = 0
+    for text in texts:
+        is_target = text.loss_mask if draft_ids is None else text.loss_mask & np.isin(text.ids, draft_ids)
+        last = max(last, int(np.flatnonzero(is_target).max(initial=0)))
+    return max(0, last - 1)
 
 
 def frequent_tokens(texts: Sequence[Text], count: int, vocab: int) -> NDArray[np.int64] | None:
@@ -84,9 +108,3 @@ def some_texts(texts: Sequence[Text], most_tokens: int, seed: int) -> list[NDArr
             chosen.append(text)
             most_tokens -= len(text)
     return chosen
-
-
-def _batches(generations: Iterable[Generation]) -> Iterator[Sequence[Generation]]:
-    stream = iter(generations)
-    while batch := list(islice(stream, _BATCH)):
-        yield batch

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
+from nemo_openmath.core.records import Generation, RecordWriter
 from nemo_openmath.speculative.texts import Text
 
 VOCAB, HIDDEN = 48, 32
@@ -64,3 +67,25 @@ def own_texts(base: Any, count: int = 256, prompt: int = 6, tokens: int = 40) ->
     )
     own = np.arange(prompt + tokens) >= prompt
     return [Text(row.numpy().astype(np.int32), own) for row in out]
+
+
+def generations(folder: Path, tokenizer: ChatTokenizer, count: int) -> Path:
+    """A folder of solutions with a run of code, two of each problem."""
+    with RecordWriter(folder) as writer:
+        for i in range(count):
+            pieces = (
+                Span(Author.MODEL, f"<think>So {i} and {i + 1} make"),
+                Span(Author.TOOL, "\n\n```output\n4\n```\n"),
+                Span(Author.MODEL, f"{2 * i + 1}.</think>The answer is \\boxed{{{2 * i + 1}}}."),
+            )
+            record = Generation(
+                id=f"generation-{i}",
+                problem_id=f"problem-{i // 2}",
+                mode="tir",
+                model="m",
+                sample=i % 2,
+                transcript=Transcript((Message("user", f"{i} + {i + 1}?"),), pieces).to_json(),
+                finish="stop",
+            )
+            writer.commit(record.id, [record])
+    return folder

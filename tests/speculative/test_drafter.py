@@ -17,9 +17,8 @@ import torch
 from torch.nn.functional import silu
 from transformers import AutoModelForCausalLM
 
-from nemo_openmath.chat import Author, ChatTokenizer, Message, Span, Transcript
+from nemo_openmath.chat import ChatTokenizer
 from nemo_openmath.core.errors import DamagedFile, UserError
-from nemo_openmath.core.records import Generation, RecordWriter
 from nemo_openmath.models.drafters import DrafterShape, ReDrafter, embedding_digest
 from nemo_openmath.models.eagle3 import Eagle3
 from nemo_openmath.speculative.batches import batches, epoch_order
@@ -30,7 +29,7 @@ from nemo_openmath.speculative.settings import DrafterSettings
 from nemo_openmath.speculative.stage import DrafterConfig, TrainDrafter
 from nemo_openmath.speculative.texts import Text
 from nemo_openmath.speculative.train import measure, train
-from tests.speculative.served import HIDDEN, VOCAB, greedy, qwen2
+from tests.speculative.served import HIDDEN, VOCAB, generations, greedy, qwen2
 from tests.support.fake_cuda import GIB, fake_cuda
 from tests.support.live_bytes import LiveBytes
 from tests.support.services import stage_context
@@ -54,7 +53,7 @@ def add_gradients(base: Any, model: ReDrafter, rows: list[Text]) -> float:
 
 def replay(base: Any, model: ReDrafter, text: Text) -> tuple[int, int]:
     acceptance = measure(RedrafterTraining(base), model, [text])
-    return acceptance.steps, acceptance.accepted
+    return acceptance.steps, sum(acceptance.accepted)
 
 
 def test_loss_and_gradients_are_those_of_loops_written_by_hand(base: Any) -> None:
@@ -160,7 +159,8 @@ def test_the_output_is_plain_greedy_decoding(base: Any, trained: ReDrafter, beam
         for model in (drafter(), trained):
             out = speculate(base, model, prompt, max_new_tokens=30, beams=beams)
             assert out.ids == expected
-            assert len(out.ids) == out.steps + out.accepted
+            # the prompt's pass gives the first token, a step its drafts and, but for the last one, a token more
+            assert out.steps + out.accepted - (len(out.ids) - 1) in (0, 1)
             some_accepted += out.accepted
             some_rejected += out.steps * 3 - out.accepted
         stop = expected[12]  # it may come earlier; with a drafter it may come amid a step
@@ -182,9 +182,13 @@ def test_a_trained_drafter_is_accepted(base: Any, texts: list[Text], trained: Re
 
 def test_replay_counts_what_decoding_does(base: Any, texts: list[Text], trained: ReDrafter) -> None:
     for text in texts[240:]:
-        out: Decoded = speculate(base, trained, text.ids[:6].tolist(), max_new_tokens=40)
-        assert out.ids == text.ids[6:].tolist()
-        assert replay(base, trained, text) == (out.steps, out.accepted)
+        stop = int(text.ids[30])  # where it comes first the answer ends, after a draft or with a token of the model
+        end = 7 + text.ids[6:].tolist().index(stop)
+        for ends, stops in ((46, ()), (end, (stop,))):
+            out: Decoded = speculate(base, trained, text.ids[:6].tolist(), max_new_tokens=40, stop=stops)
+            assert out.ids == text.ids[6:ends].tolist()
+            answer = Text(text.ids[:ends], text.loss_mask[:ends])
+            assert replay(base, trained, answer) == (out.steps, out.accepted)
     with_tool = Text(texts[0].ids, np.array([False] * 6 + [True] * 10 + [False] * 5 + [True] * 25))
     halves = [Text(texts[0].ids[:16], with_tool.loss_mask[:16]), Text(texts[0].ids, np.arange(46) >= 21)]
     expected = np.sum([replay(base, trained, half) for half in halves], axis=0)
@@ -209,27 +213,6 @@ def test_every_text_is_in_one_batch_of_an_epoch() -> None:
     first, second = epoch_order(len(plan), 0, 0), epoch_order(len(plan), 1, 0)
     assert first != second
     assert sorted(first) == sorted(second) == list(range(len(plan)))
-
-
-def generations(folder: Path, tokenizer: ChatTokenizer, count: int) -> Path:
-    with RecordWriter(folder) as writer:
-        for i in range(count):
-            pieces = (
-                Span(Author.MODEL, f"<think>So {i} and {i + 1} make"),
-                Span(Author.TOOL, "\n\n```output\n4\n```\n"),
-                Span(Author.MODEL, f"{2 * i + 1}.</think>The answer is \\boxed{{{2 * i + 1}}}."),
-            )
-            record = Generation(
-                id=f"generation-{i}",
-                problem_id=f"problem-{i // 2}",
-                mode="tir",
-                model="m",
-                sample=i % 2,
-                transcript=Transcript((Message("user", f"{i} + {i + 1}?"),), pieces).to_json(),
-                finish="stop",
-            )
-            writer.commit(record.id, [record])
-    return folder
 
 
 def test_the_stage(tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture) -> None:
@@ -300,8 +283,8 @@ def test_the_stage_makes_an_eagle3_head(tmp_path: Path, tokenizer: ChatTokenizer
     assert context.metrics["acceptance"]["steps"] > 0
     with pytest.raises(UserError, match=r"shallow: has 6 layers; EAGLE-3 reads three of at least 7"):
         stage.check({"model": [shallow]})
-    with pytest.raises(ValueError, match="layers and recurrence are of a redrafter"):
-        DrafterConfig(form="eagle3", recurrence="linear")
+    with pytest.raises(ValueError, match="layers, recurrence and kept_texts are of a redrafter"):
+        DrafterConfig(form="eagle3", kept_texts=0)
 
 
 def test_a_training_says_where_it_goes_on_and_which_vocabulary_is_none(
@@ -342,12 +325,3 @@ def test_a_training_says_where_it_goes_on_and_which_vocabulary_is_none(
             run(10**6, draft_vocab=rows)
     for rows in (0, size - 1):
         TrainDrafter(DrafterConfig(draft_vocab=rows)).check({"model": [model]})
-
-
-def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
-    with RecordWriter(tmp_path / "solutions"):
-        pass
-    inputs = {"generations": [tmp_path / "solutions"], "model": [tokenizer.folder], "held_out": []}
-    context = stage_context(inputs, tmp_path / "drafter")
-    with pytest.raises(UserError, match=r"solutions: nothing to train on \(no generation\); give more"):
-        asyncio.run(TrainDrafter(DrafterConfig()).run(context))

@@ -181,22 +181,50 @@ def test_states_that_have_no_room_are_made_again() -> None:
     assert len(made) == 3, "a is kept, b is made twice"
 
 
+def test_the_steps_are_those_of_a_server_that_stops_at_the_end_of_a_turn() -> None:
+    """The example of acceptance.py, and one with a tool: by hand, what goes through the model's passes."""
+    written = np.array([0, 0, 1, 1, 1, 1, 1, 1], bool)
+    answer = Text(np.array([2, 3, 7, 4, 9, 1, 5, 0], np.int32), written)  # 0 ends it
+    # drafts behind 7 (made at 3): 4 9 right, then 2; behind 1 (made at 9): 5 0, and one behind the end
+    one = Acceptance(3)
+    one.add(answer, [0, 2, 3, 3, 2, 1, 0], outside=0)
+    assert (one.steps, one.tokens, one.tokens_per_step) == (2, 5, 2.5)
+    assert (one.accepted, one.judged, one.jointly) == ([2, 2, 0], [2, 2, 1], [1.0, 1.0, 0.0])
+    # the model says <end> itself: a pass for each token behind the first, and none behind the end
+    alone = Acceptance(3)
+    alone.add(answer, [0] * 7, outside=0)
+    assert (alone.steps, alone.tokens, alone.accepted, alone.judged) == (5, 5, [0, 0, 0], [5, 0, 0])
+    assert alone.jointly == [0.0, 0.0, 0.0]
+    # 7 4 | a tool's 9 1 | 5 0: the tool's output is read like a prompt, and gives 5
+    tool = Acceptance(3)
+    tool.add(Text(answer.ids, written & ~np.array([0, 0, 0, 0, 1, 1, 0, 0], bool)), [0, 3, 0, 0, 0, 3, 0], outside=0)
+    assert (tool.steps, tool.tokens, tool.accepted, tool.judged) == (2, 2, [2, 0, 0], [2, 0, 0])
+    assert tool.jointly == [1.0, None, None], "nothing says whether a second one would have been right"
+
+
 def test_what_is_counted_on_held_out_texts(base: Any, texts: list[Text]) -> None:
     acceptance = Acceptance(3)
     text = Text(np.arange(12, dtype=np.int32), np.arange(12) >= 2)
-    # of 10 tokens: 1 + 3, 1, 1 + 2, 1, and the last, behind which nothing is
+    # of 10 tokens the prompt gives one; steps give 3 + 1, 0 + 1, 2 + 1, and the last token, which no step follows
     acceptance.add(text, [1, 3, 1, 1, 1, 0, 2, 1, 1, 0, 0], outside=4)
     counted = acceptance.to_json()
-    assert counted["steps_by_accepted"] == [3, 0, 1, 1]
-    assert counted["jointly"] == [0.4, 0.4, 0.2]
-    assert counted["by_position"] == [0.4, 1.0, 0.5]
-    assert counted["accepted_per_step"] == 1.0
-    assert counted["tokens_per_step"] == 2.0
+    assert counted["steps_by_accepted"] == [2, 0, 1, 1]
+    assert (counted["accepted"], counted["judged"]) == ([2, 2, 1], [4, 2, 2])
+    assert counted["by_position"] == [0.5, 1.0, 0.5]
+    assert counted["jointly"] == [0.5, 0.5, 0.25]
+    assert counted["accepted_per_step"] == 1.25
+    assert counted["tokens_per_step"] == 2.25
     assert counted["outside_draft_vocab"] == 0.4
-    told = page(TrainedDrafter(None, 1, 0.0, 1, 0.0, 1, 0, acceptance, [{"step": 5, **counted}]), {"steps": 1})
-    assert "| 2 | 100.0% | 40.0% |" in told
-    assert "All 3 drafts are accepted in 20% of the steps" in told
-    assert "| 5 | 1.00 | 20% | 1 |" in told
+    trained = TrainedDrafter(None, 1, 0.0, 1, 0.0, 1, 0, acceptance, [{"step": 5, **counted}])
+    told = page(trained, {"form": "redrafter", "steps": 1})
+    assert told.startswith("# ReDrafter: what it saves\n\n**2.25 tokens a step instead of 1**, on 1 held-out text")
+    assert "| 2 | 2 | 2 | 100.0% | 50.0% |" in told
+    assert "All 3 drafts are accepted in 25% of the steps. The paper's had so in 65%" in told
+    assert "| 5 | 1.25 | 2.25 | 25.0% | 1 |" in told
+    told = page(trained, {"form": "eagle3", "steps": 1})
+    assert told.startswith("# EAGLE-3 head: what it saves")
+    assert "ReDrafter" not in told
+    assert "paper" not in told
     random = measure(RedrafterTraining(base), pair()[1], texts[:4])
     missing = [int(i) for text in texts[:4] for i in text.ids[text.loss_mask] if i not in IDS]
     assert random.outside == len(missing)

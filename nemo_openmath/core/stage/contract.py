@@ -83,6 +83,11 @@ class Stage(ABC, Generic[C]):
 
         ``inputs``: the files and folders that exist by then; what other stages will make is not among them."""
 
+    def check_ready(self, inputs: Mapping[str, Sequence[Path]], seed: int) -> None:
+        """Raise UserError for what can be known to be wrong once all ``inputs`` (port -> paths) are there, on the
+        machine where the stage runs. It comes before anything that was made before is removed. To read all of the
+        inputs is for :meth:`run`."""
+
     @abstractmethod
     async def run(self, context: StageContext) -> None:
         """Fill ``context.output``. The caller writes the manifest afterwards."""
