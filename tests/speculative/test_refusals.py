@@ -80,13 +80,17 @@ def test_nothing_to_train_on_is_refused_before_what_was_made_is_removed(
     def recipe(name: str, source: str, **settings: object) -> Path:
         inputs = {"generations": source, "model": "./model", **settings.pop("inputs", {})}  # type: ignore[dict-item]
         stage = {"run": "drafter.train", "from": inputs, "batch_tokens": 300, "device": "cpu", **settings}
-        (tmp_path / f"{name}.yaml").write_text(json.dumps({"name": name, "stages": {"drafter": stage}}))
+        read = {"run": "solutions.read_generations", "from": "./rows.jsonl", "model": "m", "mode": "cot"}
+        stages = {"drafter" if name == "r" else "second": stage} | ({"read": read} if source == "read" else {})
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"name": name, "stages": stages}))
         return tmp_path / f"{name}.yaml"
 
     def go(file: Path) -> ExitCode:
         return run(["recipe", "run", str(file), "--output", str(out), "--replace"])
 
-    assert go(recipe("r", "./some")) is ExitCode.OK
+    rows = [{"problem": f"{n} + {n}?", "generation": f"It is \\boxed{{{2 * n}}}."} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert go(recipe("r", "read")) is ExitCode.OK
     before = {path: path.read_bytes() for path in (out / "drafter").rglob("*") if path.is_file()}
 
     def refused(said: str, name: str, source: str = "./some", **settings: object) -> None:
@@ -95,7 +99,8 @@ def test_nothing_to_train_on_is_refused_before_what_was_made_is_removed(
         assert said in " ".join(capsys.readouterr().err.split())
         assert {path: path.read_bytes() for path in before if path.is_file()} == before
 
-    for name in ("r", "other"):  # its own settings, and a recipe that would take its place
+    refused("max_tokens 6 cuts 6 before what the model wrote; give a larger", "r", "read", max_tokens=6)
+    for name in ("r", "other"):  # its own settings, and a recipe that would take its place and has no such stage
         refused(
             "max_tokens 3 leaves draft 2 of 3 no token to learn: it is at least draft_tokens + 2", name, max_tokens=3
         )
