@@ -21,8 +21,8 @@ token that does, and by how much the two tokens' log-probabilities differ.
 the prompts of its solutions in DIR greedily, as long as these are, without the head and with it: the same tokens. Steps
 and accepted drafts that vLLM counts (``/metrics``), against what the measure of ``drafter.train`` says of these
 answers; exit 1 where a step's accepted drafts differ by more than 1%. At last the same head with states one layer
-later: other counts, or the comparison shows nothing. Unlike ``acceptance.json``, both go on behind an answer's end: its
-last drafts are judged, too.
+later: other counts, or the comparison shows nothing. Both go on behind an answer's end, so
+drafts there are counted, which ``acceptance.json`` leaves out.
 
 PYTHON: that of an environment with vLLM and this package. On a CPU vLLM takes ``VLLM_CPU_KVCACHE_SPACE`` GiB besides
 the weights. A model of 0.5B parameters takes 12 GB of memory to train.
