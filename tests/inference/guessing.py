@@ -47,6 +47,9 @@ class RandomTrees:
         for i, (row, n) in enumerate(zip(rows.tolist(), most.tolist(), strict=True)):
             into.put(i, *self._tree(row, n))
 
+    def compiled(self, rows: int) -> None:
+        return None
+
     def _tree(self, row: int, most: int) -> tuple[list[int], list[int], list[int]]:
         draw = self._draw
         if most < 1 or draw.random() < 0.2:

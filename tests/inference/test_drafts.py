@@ -623,7 +623,7 @@ async def test_a_trained_drafter_changes_nothing_but_the_speed(model_dir, tmp_pa
     for paced in (True, False):
         engine = EmbeddedEngine.load(model_dir, slots=5, threads=1, drafter=folder)
         if not paced:
-            engine._scheduler._batch._drafting.pace = None
+            engine._scheduler._batch._turns = engine._scheduler._batch._drafting.pace = None
         answers = await asyncio.gather(*(engine.complete(r) for r in made))
         await engine.close()
         assert list(map(result, answers)) == list(map(result, plain))
@@ -635,22 +635,30 @@ async def test_a_trained_drafter_changes_nothing_but_the_speed(model_dir, tmp_pa
 
 
 @compiler
-async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_dir, tmp_path):
+@pytest.mark.parametrize("several", [False, True], ids=["turn after turn", "several turns at once"])
+async def test_the_drafter_reads_the_state_that_the_token_was_drawn_from(model_dir, tmp_path, several):
     """Behind prompts, steps and trees, in rows that move: each row's state is that of a fresh computation."""
     folder, seen = drafter(tmp_path / "d"), []
     engine = EmbeddedEngine.load(model_dir, slots=3, threads=1, drafter=folder)
     batch = engine._scheduler._batch
-    table, propose = batch._rows, batch._drafting._proposer.propose
+    table = batch._rows
 
-    def watched(rows, most, level, into):
-        seen.extend((table.ids[r, : table.length[r]].copy(), table.states[r].copy()) for r in rows)
-        propose(rows, most, level, into)
+    def watched(call):
+        def watching(rows, *rest):
+            seen.extend((table.ids[r, : table.length[r]].copy(), table.states[r].copy()) for r in rows)
+            return call(rows, *rest)
 
-    batch._drafting._proposer.propose, batch._drafting.pace = watched, None
-    sampling = Sampling(max_tokens=12, temperature=1.0)
+        return watching
+
+    if several:
+        batch._turns.run = watched(batch._turns.run)
+    else:
+        batch._drafting._proposer.propose = watched(batch._drafting._proposer.propose)
+        batch._turns = batch._drafting.pace = None
+    sampling = Sampling(max_tokens=40 if several else 12, temperature=1.0)
     await asyncio.gather(*(engine.complete(Request((i + 3, 5, 7), replace(sampling, seed=i))) for i in range(7)))
     await engine.close()
-    assert len(seen) > 40
+    assert len(seen) > 20
     with torch.inference_mode():
         fresh = TorchDecoder(load_weights(model_dir), 1)
         fresh.keep_states()

@@ -35,6 +35,7 @@ from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.requests import EngineRequest, Statistics
 from nemo_openmath.inference.embedded.rows import RowTable
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
+from nemo_openmath.inference.embedded.turns import MOST_TURNS, Turns, compiled_turns
 
 
 class ContinuousBatch:
@@ -68,6 +69,7 @@ class ContinuousBatch:
             self._drafting = Drafting(drafts, self._rows, decoder.max_context, clock)
             if drafts.hidden:
                 decoder.keep_states()
+        self._turns = compiled_turns(decoder, self._rows, self._drafting)
         self._sharing = PrefixSharing(decoder, self._rows, self.store)
         self._admitted = 0
         self._first_deadline = float("inf")  # of the waiting requests
@@ -182,6 +184,9 @@ class ContinuousBatch:
         rows = np.flatnonzero(self._rows.decoding[: len(self.running)])
         if not len(rows):
             return
+        if self._turns is not None and not self.budget.tight and self._turns.take(len(rows)):
+            self._decode_on(self._turns, rows, began)
+            return
         trees = [] if self._drafting is None else self._drafting.trees(rows)
         if trees and self._fits(trees):
             logits = self.decoder.verify(trees)
@@ -199,6 +204,30 @@ class ContinuousBatch:
             self.statistics.row_steps += len(rows)
         if self._drafting is not None:
             self._drafting.took(len(logits), guessed=bool(trees))
+        self._finish_all(endings)
+
+    def _decode_on(self, turns: Turns, rows: np.ndarray, began: float) -> None:
+        """Do turns until something else has to be done than to decode: at most until a token may end a request."""
+        table, statistics, n = self._rows, self.statistics, len(rows)
+        alone = n == len(self.running) and (n == self._slots or not self.waiting)
+        long = alone and self._next_deadline == float("inf") and not table.streams[rows].any()
+        starts = table.length[rows]
+        done = turns.run(rows, self._stops.table, MOST_TURNS if long else 1)
+        statistics.decode_seconds += time.perf_counter() - began
+        statistics.steps += len(done.turns)
+        statistics.row_steps += n * len(done.turns)
+        statistics.drafted += int(done.turns["tokens"].sum()) - n * len(done.turns)
+        for place, right in enumerate(done.right[: np.count_nonzero(done.right)].tolist()):
+            statistics.right([place], right)
+        lengths, endings = table.length[rows], []
+        statistics.generated_tokens += int((lengths - starts).sum())
+        for i in np.flatnonzero((done.before < lengths) | table.streams[rows]).tolist():
+            row, before, length = int(rows[i]), int(done.before[i]), int(lengths[i])
+            if ending := self._drawing.appended(row, int(starts[i]), before):
+                endings.append(ending)
+                end = int(table.length[row])
+                statistics.generated_tokens -= length - end
+                statistics.right(range(end - before - 1, length - before - 1), -1)
         self._finish_all(endings)
 
     def _fits(self, trees: Sequence[DraftTree]) -> bool:

@@ -91,7 +91,7 @@ class CompiledDecoder:
     def __init__(self, weights: Weights, slots: int, kernels: Kernels, tight: bool = False):
         w, self.kernels = weights, kernels
         self.states: Tensor | None = None
-        self._keeps_states, self._norm = False, w.norm
+        self._keeps_states, self._norm = False, w.norm.float().contiguous()
         self.slots = self.rows = slots
         self.vocab = w.head.shape[0]
         self.max_context = w.max_context
@@ -204,14 +204,9 @@ class CompiledDecoder:
     def keep(self, row: int, start: int, path: Sequence[int]) -> None:
         if list(path) == list(range(len(path))):
             return
-        span, head = self.kernels.span, int(self._slot[row]) * self._kv_heads
-        keys = self.keys.unflatten(-1, (-1, span))[:, head : head + self._kv_heads]  # [layer, head, C / S, D, S]
-        values = self.values[:, head : head + self._kv_heads]
-        for depth, node in enumerate(path):
-            if depth != node:
-                to, source = start + depth, start + node
-                keys[:, :, to // span, :, to % span] = keys[:, :, source // span, :, source % span]
-                values[:, :, to] = values[:, :, source]
+        nodes = np.array(path, np.int64)
+        model, slot = ctypes.addressof(self._model), int(self._slot[row])
+        self.kernels.keep(model, slot, start, nodes.ctypes.data, len(nodes))
 
     def keep_states(self) -> None:
         self._keeps_states = True
@@ -274,6 +269,29 @@ class CompiledDecoder:
         if n <= KEPT:
             self._batches[n, m] = batch
         return batch
+
+    def turns(
+        self, rows: np.ndarray, tokens: int, tails: np.ndarray, states: Tensor | None, arguments: Sequence[object]
+    ) -> int:
+        """Call ``run`` of turns.c, which says what the ``arguments`` are, with room for ``tokens`` tokens in a pass."""
+        batch = self._batches.get((tokens, tokens)) or self._batch(tokens, tokens)
+        batch.wanted[:] = np.arange(tokens)
+        c = batch.structure
+        c.logit_rows, c.barrier, c.states = tokens, None, None if states is None else states.data_ptr()
+        c.body, c.tail, c.tails = batch.body, batch.tail, tails.ctypes.data
+        return self.kernels.run(
+            ctypes.addressof(self._model),
+            ctypes.addressof(c),
+            self._norm.data_ptr(),
+            self._slot.ctypes.data,
+            self._scratch[0].data_ptr(),
+            self._room[0].data_ptr(),
+            *arguments,
+        )
+
+    def wrote(self, rows: np.ndarray, ends: np.ndarray) -> None:
+        """Note that positions below ``ends`` of ``rows`` may be written now."""
+        self._cache.wrote(self._slot[rows], np.minimum(ends, self.capacity))
 
     def sample(
         self, logits: Tensor, rows: RowSampling, u: np.ndarray, with_logprobs: bool

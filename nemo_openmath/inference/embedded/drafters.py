@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
-from nemo_openmath.inference.embedded.guesses import Trees, functions
+from nemo_openmath.inference.embedded.guesses import CGuessing, Trees, functions
 from nemo_openmath.inference.embedded.ngrams import TOKEN_BYTES, NgramProposer
 from nemo_openmath.inference.embedded.proposers import DraftSource, Proposer
 from nemo_openmath.inference.embedded.redrafter import (
@@ -58,6 +59,13 @@ class Both:
         n = len(rows)
         unsure = (into.count[:n] == 0) | (self._ngrams.match_length(into.kinds[:n, 0]) < LONG)
         self._drafter.join(rows, most, np.flatnonzero(unsure), self._classes, into)
+
+    def compiled(self, rows: int) -> CGuessing | None:
+        made, drafted = self._ngrams.compiled(rows), self._drafter.compiled(rows)
+        if made is None or drafted is None:
+            return None
+        drafted.log, drafted.classes, drafted.sure_match = made.log, ctypes.addressof(self._classes), LONG
+        return drafted
 
 
 def memory_of(drafter: str | Path | DraftSource | None) -> int:

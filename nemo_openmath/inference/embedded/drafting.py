@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nemo_openmath.inference.embedded.decoder import DraftTree
-from nemo_openmath.inference.embedded.guesses import TextColumns, Trees, functions
+from nemo_openmath.inference.embedded.guesses import NODE_BYTES, CGuessing, TextColumns, Trees, functions
 from nemo_openmath.inference.embedded.pace import Chances, Pace, choose
 from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -64,10 +64,42 @@ class Drafting:
         self._began = ended if self.pace.measures(guessed=bool(trees)) else None
         return trees
 
+    def compiled(self, rows: int) -> CGuessing | None:
+        """Return what turns.c guesses with, for at most ``rows`` rows; None where that is not compiled."""
+        if self.pace is None or (made := self._proposer.compiled(rows)) is None:
+            return None
+        nodes = self._proposed.tokens.shape[1]
+        self._nodes = np.empty(rows * nodes * NODE_BYTES, np.uint8)
+        made.texts, made.chances = self._texts.address, self._chances.address
+        made.proposed, made.chosen, made.nodes = self._proposed.address, self._chosen.address, self._nodes.ctypes.data
+        return made
+
+    def plan(self, rows: int) -> tuple[int, int, int, np.ndarray, float]:
+        """Return how the next turns of ``rows`` rows are to look for guesses, for how many of them that holds, how far
+        ahead they guess, and :meth:`Pace.costs`."""
+        assert self.pace is not None
+        level = self.pace.looks(rows)
+        return level, self.pace.holds(level), self._ahead(rows), *self.pace.costs(rows)
+
+    def turned(self, level: int, turns: np.ndarray) -> None:
+        """Learn from turns that looked for guesses in the way ``level`` (turns.py)."""
+        assert self.pace is not None
+        for turn, (tokens, guessed, look, took, made, cost) in enumerate(turns.tolist()):
+            if turn:
+                self.pace.again()
+            if level:
+                self.pace.worth(made, cost)
+                self.pace.looked(look)
+            if self.pace.measures(guessed=bool(guessed)):
+                self.pace.cost.measured(tokens, bool(guessed), took)
+
+    @staticmethod
+    def _ahead(rows: int) -> int:
+        return max(LEAST_AHEAD, MOST_AHEAD // rows)
+
     def _look(self, rows: np.ndarray, level: int) -> list[DraftTree]:
         n, texts, chosen = len(rows), self._texts, self._chosen
-        ahead = max(LEAST_AHEAD, MOST_AHEAD // n)
-        self._c.ahead(texts.address, rows.ctypes.data, n, ahead, self._most.ctypes.data)
+        self._c.ahead(texts.address, rows.ctypes.data, n, self._ahead(n), self._most.ctypes.data)
         self._proposer.propose(rows, self._most[:n], level, self._proposed)
         if self.pace is None:
             guesses = choose(texts, self._chances, rows, self._proposed, chosen)

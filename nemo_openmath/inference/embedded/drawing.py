@@ -103,6 +103,25 @@ class Drawing:
         self._statistics.sample_seconds += time.perf_counter() - began
         return endings
 
+    def appended(self, row: int, start: int, before: int) -> EndedRequest | None:
+        """Tell of the tokens of a row behind its ``start`` first ones, which are in the table already. Those behind the
+        first ``before`` may end the request: what is behind its end is taken back."""
+        table, request = self._rows, self._running[row]
+        could_end, full, length = self._stops.table[table.stop_set[row]], table.full_length[row], int(table.length[row])
+        ending = None
+        for end in range(before + 1, length + 1):
+            if could_end[table.ids[row, end - 1]] or end >= full:
+                table.length[row] = end
+                if ending := self._ending(request):
+                    break
+        if ending is None:
+            table.length[row] = length
+        if table.streams[row]:
+            end, first = int(table.length[row]), int(table.prompt_length[row])
+            known = table.logprobs[row, start - first : end - first].tolist() if request.sampling.logprobs else None
+            self._tell(request, table.ids[row, start:end].tolist(), known)
+        return ending
+
     def _draw(self, logits: Tensor, rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The token behind each of the logits, which is at ``place`` in the completion of its row, and, where one of
         the rows wants them, the log-probabilities."""

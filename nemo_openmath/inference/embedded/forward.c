@@ -9,48 +9,17 @@
  * keys    [slots, kv_heads, capacity / SPAN, HEAD_DIM, SPAN]   scores of SPAN positions at once, no sums across lanes
  * values  [slots, kv_heads, capacity, HEAD_DIM] */
 
-#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "forward.h"
 #include "products.h"
 
 #define SPAN 32  /* positions; capacity is a multiple */
 #define ROWS 96  /* rows that go through a layer together: they stay in the cache of the core */
 #define MIX (HEAD_DIM % (4 * LANES) == 0 ? 4 : HEAD_DIM % (2 * LANES) == 0 ? 2 : 1)
 
-typedef struct {
-    const float *qkv, *qkv_bias, *qk_norm, *o, *o_bias, *gate_up, *down;
-    float *keys, *values;
-} Layer;
-
-typedef struct {
-    int64_t hidden, kv_heads, intermediate, vocab, layers, capacity;
-    const float *embedding, *head, *rotation; /* rotation [positions, HEAD_DIM / 2, 2]: cos, sin */
-    const float *zeros;                       /* the bias of what has none */
-    const Layer *layer;
-    double eps;
-} Model;
-
-/* A row is a token. It lies in the cache of its slot at `stored`, which is its position but in a tree of drafts, where
- * several rows have one position. It sees the `body` first positions of the slot, which lie where they should, and
- * then its ancestors and itself, position after position: tails[tail], tails[tail + 1], .. say where these lie.
- * The rows of a slot follow each other, ancestors first. */
-typedef struct {
-    const int64_t *tokens, *slots, *positions, *stored; /* [rows] */
-    const int64_t *body, *tail, *tails;                 /* [rows], [rows], those of all rows; NULL: there is no tree */
-    const int64_t *wanted;                     /* [logit_rows], ascending: rows whose logits are computed */
-    int64_t logit_rows;
-    float *x, *qkv;   /* [rows, hidden], [rows, kv_heads * (GROUP + 2) * HEAD_DIM] */
-    float *logits;    /* [logit_rows, vocab rounded up to PANEL] */
-    float *states;    /* [logit_rows, hidden], normed but for the norm's weights; or NULL */
-    pthread_barrier_t *barrier; /* NULL where no thread needs what another one computes */
-} Batch;
-
-/* Lay out trees, one after the other, as a batch's rows: of each its nodes, the position of its first one, and of each
- * node its parent in the tree. The first branch of each tree lies in order and sees no tail. `tails`: room for the depths
- * of all nodes. */
 void lay_out(int64_t trees, const int64_t *nodes, const int64_t *starts, const int64_t *parents, int64_t *stored,
              int64_t *body, int64_t *tail, int64_t *tails) {
     int64_t used = 0;
@@ -66,6 +35,22 @@ void lay_out(int64_t trees, const int64_t *nodes, const int64_t *starts, const i
             used += seen;
             tails[used++] = stored[i];
         }
+}
+
+void keep(const Model *m, int64_t slot, int64_t start, const int64_t *path, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t to = start + i, from = start + path[i];
+        if (to == from) continue;
+        for (int64_t l = 0; l < m->layers; l++)
+            for (int64_t h = 0; h < m->kv_heads; h++) {
+                const int64_t row = (slot * m->kv_heads + h) * m->capacity;
+                float *keys = m->layer[l].keys + row * HEAD_DIM, *values = m->layer[l].values + row * HEAD_DIM;
+                float *key = keys + to / SPAN * SPAN * HEAD_DIM + to % SPAN;
+                const float *source = keys + from / SPAN * SPAN * HEAD_DIM + from % SPAN;
+                for (int d = 0; d < HEAD_DIM; d++) key[d * SPAN] = source[d * SPAN];
+                memcpy(values + to * HEAD_DIM, values + from * HEAD_DIM, HEAD_DIM * sizeof(float));
+            }
+    }
 }
 
 static Range part(int64_t n, int64_t i, int64_t parts) { return (Range){n * i / parts, n * (i + 1) / parts}; }
@@ -236,7 +221,6 @@ static void write_states(const float *x, int64_t rows, int64_t n, const float *s
 
 /* -- the whole pass ----------------------------------------------------------------------------------------------- */
 
-/* Rows first .. last - 1 of the batch, by one of the threads that share it. */
 void forward(const Model *m, const Batch *b, float *scratch, int64_t first, int64_t last) {
     const int64_t hidden = m->hidden, heads = m->kv_heads * GROUP * HEAD_DIM;
     const int64_t width = m->kv_heads * (GROUP + 2) * HEAD_DIM, inner = m->intermediate;

@@ -2,33 +2,12 @@
  * are worth. ngrams.py, drafters.py, pace.py and drafting.py say why; here is what is done for every token. */
 
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define NODES 64    /* guesses of a row, at most */
-#define LONGEST 16  /* tokens that are compared */
-#define AHEAD 16    /* tokens that are guessed behind a match */
-#define KINDS (LONGEST + AHEAD)
-#define PLACES 48   /* that are looked at */
-#define BRANCHES 3  /* places whose texts are guessed to go on */
+#include "guess.h"
 
 int64_t guess_constant(int64_t which) { return (const int64_t[]){NODES, LONGEST, AHEAD, BRANCHES}[which]; }
-
-/* What is known of the running rows: columns of rows.py. Turns are about some of them: rows[0 .. n-1]. */
-typedef struct {
-    const int32_t *ids; /* [rows, capacity] */
-    int64_t capacity;
-    const int64_t *length, *full_length; /* [rows] */
-    int64_t room;                        /* positions of a row in the decoder */
-} Texts;
-
-/* Trees of guesses without their roots: of each tree the number of guesses, and of each guess its token, the guess that it
- * follows (an earlier one; -1: the newest token), and its class. */
-typedef struct {
-    int64_t *count;                    /* [trees] */
-    int64_t *tokens, *parents, *kinds; /* [trees, NODES] */
-} Trees;
 
 /* Put a guess into tree i and return its place there; one that is there already stays as it is. -1: there is no room. */
 static int64_t put(const Trees *t, int64_t i, int64_t parent, int64_t token, int64_t kind) {
@@ -44,8 +23,6 @@ static int64_t put(const Trees *t, int64_t i, int64_t parent, int64_t token, int
     return at;
 }
 
-/* How many tokens may be guessed of rows[0 .. n-1]: at most `most`, for the last token of a request is drawn and not computed, and what follows it is
- * not even drawn. */
 void ahead(const Texts *t, const int64_t *rows, int64_t n, int64_t most, int64_t *tokens) {
     for (int64_t i = 0; i < n; i++) {
         const int64_t end = t->full_length[rows[i]] - 1, length = t->length[rows[i]];
@@ -54,20 +31,7 @@ void ahead(const Texts *t, const int64_t *rows, int64_t n, int64_t most, int64_t
     }
 }
 
-
 /* -- n-grams -------------------------------------------------------------------------------------------------------- */
-
-/* All texts, token after token as they came, those of several rows in turns. A place is a token's index in it. */
-typedef struct {
-    int64_t used, most, vocab;            /* places, places, tokens */
-    int32_t *token, *before, *after;      /* [most]: and the place before and behind it in its text, or -1 */
-    int32_t *text;                        /* [most]: the text's number */
-    int32_t *pair, *single;               /* [most]: the place before with the same two, or one, last tokens, or -1 */
-    int64_t buckets;                      /* a power of two, at least 2 * most */
-    int32_t *newest_pair, *newest_single; /* [buckets], [vocab]: the newest such place, or -1 */
-    int64_t *newest, *known, *number;     /* [rows]: of each row's text the newest place or -1, tokens, and number */
-    int64_t rows;
-} Log;
 
 /* Forget all texts. Those of the rows are read again. */
 void forget(Log *g) {
@@ -128,8 +92,6 @@ static void go_on(const Log *g, int64_t from, int64_t end, int64_t most, int64_t
     }
 }
 
-/* The trees of what texts say of rows[0 .. n-1]: of the BRANCHES places behind the longest matches of a text's end, of
- * equal ones in its own text and then the most recent, that what follows there follows again. */
 void look_up(Log *g, const Texts *t, const int64_t *rows, int64_t n, const int64_t *most, const Trees *into) {
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = rows[i], unread = t->length[row] - g->known[row];
@@ -167,15 +129,6 @@ void look_up(Log *g, const Texts *t, const int64_t *rows, int64_t n, const int64
 
 /* -- a drafter's guesses ----------------------------------------------------------------------------------------------- */
 
-/* Classes of guesses: the first one of those that the drafter alone makes, of those that n-grams make as well, and of
- * n-grams' beside the drafter's. `sure`: borders between a drafter's classes, by its probability. */
-typedef struct {
-    int64_t drafted, agreed, against, borders;
-    const float *sure;
-} Classes;
-
-/* Make tree i one of the guesses of a drafter's search, for one row [length, width] each, of which those `most` tokens
- * ahead count, and of what is in the tree. The likeliest branch comes first: what is accepted lies in its place already. */
 void join(const int64_t *guesses, const int64_t *beams, const float *scores, int64_t length, int64_t width, int64_t most,
           const Classes *c, const Trees *t, int64_t i) {
     const int64_t had = t->count[i], whole = length < NODES / width ? length : NODES / width;
@@ -210,15 +163,6 @@ void join(const int64_t *guesses, const int64_t *beams, const float *scores, int
 
 /* -- what they are worth ----------------------------------------------------------------------------------------------- */
 
-/* How often guesses of each class are right [classes], and of how many that is known. */
-typedef struct {
-    double *share, *tried, memory;
-    Trees watched;   /* of each row: guesses whose outcome will be known when the text has grown, verified or not */
-    int64_t *start;  /* of each row: the tokens of the text before them */
-    int64_t most;    /* guesses of a turn */
-    double least;    /* chance of a guess that is thought of at all */
-} Chances;
-
 /* Learn from the guesses that are watched of a row, where all is known of those whose place the text has come to; tell
  * whether it is. */
 static int learn(const Chances *c, const Texts *t, int64_t row) {
@@ -244,19 +188,12 @@ static int learn(const Chances *c, const Texts *t, int64_t row) {
     return 1;
 }
 
-typedef struct { double chance; int64_t place; } Node; /* place: tree * NODES + guess */
-
 static int likelier(const void *a, const void *b) {
     const Node *x = a, *y = b;
     if (x->chance != y->chance) return x->chance < y->chance ? 1 : -1;
     return x->place < y->place ? -1 : 1; /* a guess stays behind what is before it */
 }
 
-/* Learn from earlier guesses of rows[0 .. n-1], watch those of `trees`, and choose of these the ones that make the most
- * tokens a second, or, without `seconds`, all. They come to `chosen` in their order, as nodes: node 0 of each tree is the
- * row's newest token, parents are nodes, and in place of classes there are depths.
- * seconds: of passes of 0, 1, .. tokens with guesses; token: of one token of plain decoding.
- * worth: tokens of the turn, and the seconds of its pass. `room` [n * NODES]. Returns the number of guesses. */
 int64_t choose(const Chances *c, const Texts *t, const int64_t *rows, int64_t n, const Trees *trees,
                const double *seconds, double token, const Trees *chosen, double *worth, Node *room) {
     int64_t nodes = 0, taken = 0, total = 0;

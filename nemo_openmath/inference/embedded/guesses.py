@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from nemo_openmath.core.errors import UserError
-from nemo_openmath.inference.embedded.kernels import compiled_library
+from nemo_openmath.inference.embedded.kernels import GUESSES, compiled_library
 from nemo_openmath.inference.embedded.rows import RowTable
 
+NODE_BYTES = 17  # of the room that choose() takes for a guess
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
@@ -26,6 +26,17 @@ class CTrees(ctypes.Structure):
     """``Trees`` of guess.c."""
 
     _fields_ = [(name, _P) for name in ("count", "tokens", "parents", "kinds")]
+
+
+class CGuessing(ctypes.Structure):
+    """``Guessing`` of turns.c. ``keep``: what it points to."""
+
+    _fields_ = [
+        *((n, _P) for n in ("texts", "log", "chances", "proposed", "chosen", "nodes", "classes", "drafter")),
+        *((n, _I) for n in ("length", "width", "sure_match")),
+        *((n, _P) for n in ("hidden", "room", "guesses", "beams", "scores")),
+    ]
+    keep: tuple[object, ...] = ()
 
 
 class Functions:
@@ -50,7 +61,7 @@ class Functions:
 @cache
 def functions() -> Functions:
     """Return the functions. Raises UserError where there is no C compiler."""
-    library = compiled_library([Path(__file__).with_name("guess.c")])
+    library = compiled_library(GUESSES)
     if library is None:
         raise UserError(
             "tokens cannot be guessed: guess.c could not be compiled",

@@ -1,4 +1,4 @@
-"""Compiles forward.c, sample.c and draft.c for a model's shapes, and guess.c, once a machine, and calls them.
+"""Compiles the functions that decode, for a model's shapes, once a machine, and calls them.
 
 Without a C compiler, and in other types than float32, decoding is torch's: the same results up to rounding, several
 times slower.
@@ -21,7 +21,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
-SOURCES = [Path(__file__).with_name(name) for name in ("forward.c", "sample.c", "draft.c", "products.h", "vectors.h")]
+_HERE = Path(__file__).parent
+_HEADERS = [_HERE / name for name in ("forward.h", "guess.h", "products.h", "vectors.h")]
+SOURCES = [*(_HERE / name for name in ("forward.c", "sample.c", "draft.c", "guess.c", "turns.c")), *_HEADERS]
+GUESSES = [_HERE / "guess.c", _HERE / "guess.h"]
 _BUILD = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC", "-pthread")
 # nothing may reorder a sum: rows are to have the same bits in every batch
 _EXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast")
@@ -127,6 +130,10 @@ class Kernels:
             f.argtypes, f.restype = arguments, result
             return f
 
+        self.run = function(
+            "run", _I, *(8 * [_P]), _P, _P, _I, _I, _I, _P, ctypes.c_double, _I, ctypes.c_double, _P, _P, _P
+        )
+        self.keep = function("keep", None, _P, _I, _I, _P, _I)
         self.pack = function("pack", None, _P, _I, _I, _I, _P)
         self.lay_out = function("lay_out", None, _I, *(7 * [_P]))
         self.forward = function("forward", None, _P, _P, _P, _I, _I)
@@ -136,6 +143,8 @@ class Kernels:
         self.draft_size = function("draft_size", _I, _P)
         self.scratch_size = function("scratch_size", _I, _I, _I, _I)
         self.room_size = function("room_size", _I, _I)
+        self.most_tokens = function("turn_constant", _I, _I)(0)
+        self.most_guesses = function("guess_constant", _I, _I)(0)
         constant = function("constant", _I, _I)
         self.lanes, self.panel, self.span, self.most_wide = (constant(i) for i in range(4))
         self._free_barrier = function("free_barrier", None, _P)

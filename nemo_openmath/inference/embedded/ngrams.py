@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from nemo_openmath.inference.embedded.guesses import TextColumns, Trees, functions
+from nemo_openmath.inference.embedded.guesses import CGuessing, TextColumns, Trees, functions
 from nemo_openmath.inference.embedded.rows import RowTable
 
 MOST_TOKENS = 1 << 20  # of all texts that are kept
@@ -91,6 +91,9 @@ class NgramProposer:
 
     def propose(self, rows: np.ndarray, most: np.ndarray, level: int, into: Trees) -> None:
         self._c.look_up(self._address, self._texts.address, rows.ctypes.data, len(rows), most.ctypes.data, into.address)
+
+    def compiled(self, rows: int) -> CGuessing | None:
+        return CGuessing(log=self._address)
 
     def match_length(self, kinds: np.ndarray) -> np.ndarray:
         """Return the tokens that match before the first guess of trees, of which these are the classes."""

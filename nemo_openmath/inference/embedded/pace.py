@@ -24,7 +24,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from nemo_openmath.inference.embedded.guesses import CTrees, TextColumns, Trees, functions
+from nemo_openmath.inference.embedded.guesses import NODE_BYTES, CTrees, TextColumns, Trees, functions
 
 MOST = 96  # tokens of a pass with guesses
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # tokens of a pass of which the cost is known
@@ -38,6 +38,7 @@ LEAST_CHANCE = 0.02  # of a guess that is thought of at all
 PLAIN = 32  # of so many turns one is plain, whatever guesses are worth: they are compared with it
 LEARNING = 200  # turns whose passes are all measured; then every so many
 PLAIN_MEASURED, GUESSED_MEASURED = 8, 3
+SAME = 16  # turns for which one way to look holds, at most
 FAIR = 12  # turns in which each way to look is tried before it may rest
 LOOK, SLEEP = 0.2, 127  # weight of a look in what looking is worth; turns of a rest, at most
 AGAIN = 2  # turns of a way to look that has rested, before it may rest again
@@ -202,7 +203,7 @@ def choose(
     """Do what :meth:`Pace.choose` does, or, without ``seconds``, choose all guesses. ``seconds``: of passes of 0, 1, ..
     tokens. ``worth`` float64 [2]: gets the tokens of the turn in units of what one of them takes in plain decoding,
     ``a_token``, and the seconds of the pass."""
-    room = np.empty(len(rows) * trees.tokens.shape[1] * 17, np.uint8)
+    room = np.empty(len(rows) * trees.tokens.shape[1] * NODE_BYTES, np.uint8)
     costs, worths = (None if a is None else a.ctypes.data for a in (seconds, worth))
     return functions().choose(
         chances.address, texts.address, rows.ctypes.data, len(rows), trees.address, costs, a_token, into.address,
@@ -226,10 +227,8 @@ class Pace:
         """Return how a turn of ``rows`` rows is to look for guesses, from 1 on; 0: not at all."""
         if 2 * rows <= self._rows or rows > 2 * self._rows:  # with few rows a guess is worth more; begin anew
             self._looks, self._rows = [Look(rest=rows - 1, pause=rows - 1) for _ in self._looks], rows
-        self._turns += 1
         ready = [level for level, look in enumerate(self._looks, 1) if not look.rest]
-        for look in self._looks:
-            look.rest -= look.rest > 0
+        self.again()
         if not ready or rows >= MOST or self._turns % PLAIN == 0:
             return 0
         # what has rested is tried again, else the fastest is taken
@@ -237,20 +236,40 @@ class Pace:
         self._now = self._looks[level - 1]
         return level
 
+    def holds(self, level: int) -> int:
+        """Return for how many turns what :meth:`looks` has returned may hold, this one included."""
+        rests = [look.rest + 1 for look in self._looks if look.rest]
+        until_plain = PLAIN - self._turns % PLAIN
+        if not level:
+            return 1 if len(rests) < len(self._looks) else min([until_plain, *rests])
+        return min([until_plain, SAME, *rests]) if self._now.tried >= FAIR else 1
+
+    def again(self) -> None:
+        """Note another turn like the last one."""
+        self._turns += 1
+        for look in self._looks:
+            look.rest -= look.rest > 0
+
     def measures(self, guessed: bool) -> bool:
         """Whether to measure the pass of this turn: some of them, for that costs, too."""
         return self._turns < LEARNING or self._turns % (GUESSED_MEASURED if guessed else PLAIN_MEASURED) == 0
+
+    def costs(self, rows: int) -> tuple[np.ndarray, float]:
+        """Return the seconds of passes of 0, 1, .. tokens with guesses, and those of one token of a plain one."""
+        return self.cost.table(True), self.cost(rows, guessed=False) / rows
 
     def choose(self, texts: TextColumns, rows: np.ndarray, trees: Trees, into: Trees) -> int:
         """Learn from the guesses of earlier turns, and choose of ``trees``, which are those of ``rows``, the guesses to
         verify: they come to ``into`` with their roots, the rows' newest tokens, as nodes 0. Return the number of all.
         """
-        n = len(rows)
-        seconds = self.cost.table(True)
-        a_token = self.cost(n, guessed=False) / n  # what plain decoding takes for one
+        seconds, a_token = self.costs(len(rows))
         total = choose(texts, self.chances, rows, trees, into, seconds, a_token, self._worth)
         self._turn = float(self._worth[0]), float(self._worth[1])
         return total
+
+    def worth(self, made: float, took: float) -> None:
+        """Note what the choice of a turn makes, and what its pass takes, as :meth:`choose` does."""
+        self._turn = made, took
 
     def looked(self, seconds: float) -> None:
         """Learn what it took to guess and to choose. They are spent, but where a look does not save as much, or another
@@ -259,4 +278,5 @@ class Pace:
         if self.cost.level:
             made, took = self._turn
             now.turned(made, took + seconds / self.cost.level)
-        now.rested(max(1.0, *(look.speed for look in self._looks)))
+        if not now.rest:  # else a turn before has decided, which what it looked held beyond
+            now.rested(max(1.0, *(look.speed for look in self._looks)))

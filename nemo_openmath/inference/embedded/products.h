@@ -7,7 +7,6 @@
 #include "vectors.h"
 
 #define TALL 6
-#define PANEL (2 * LANES)
 #define NEAR 256 /* floats */
 
 typedef struct { int64_t first, last; } Range;

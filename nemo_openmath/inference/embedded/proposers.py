@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nemo_openmath.inference.embedded.guesses import Trees
+from nemo_openmath.inference.embedded.guesses import CGuessing, Trees
 from nemo_openmath.inference.embedded.rows import RowTable
 
 
@@ -34,6 +34,10 @@ class Proposer(Protocol):
     def propose(self, rows: np.ndarray, most: np.ndarray, level: int, into: Trees) -> None:
         """Make tree i of ``into`` the guesses for ``rows[i]``, made in the way ``level``: at most ``most[i]`` tokens
         ahead, of which there may be none. Both are int64."""
+        ...
+
+    def compiled(self, rows: int) -> CGuessing | None:
+        """Return what makes the same guesses in turns.c, for at most ``rows`` rows; None where nothing does."""
         ...
 
 

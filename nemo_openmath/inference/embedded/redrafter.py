@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_openmath.inference.embedded.guesses import Trees, functions
+from nemo_openmath.inference.embedded.guesses import CGuessing, Trees, functions
 from nemo_openmath.inference.embedded.kernels import CDrafter, Kernels
 from nemo_openmath.inference.embedded.panels import Panels
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -121,6 +121,19 @@ class CompiledSearch:
         self._kernels.share(part, len(tokens))
         return guesses, parents, scores
 
+    def compiled(self, rows: int) -> CGuessing:
+        """Return the search for turns.c, with room for ``rows`` rows."""
+        found = rows * self.length * self.width
+        guesses, beams, scores = np.empty(found, np.int64), np.empty(found, np.int64), np.empty(found, np.float32)
+        hidden = np.empty(rows * self._drafter.hidden, np.float32)
+        made = CGuessing(
+            drafter=ctypes.addressof(self._drafter), length=self.length, width=self.width, room=self._room[0].data_ptr()
+        )
+        for name, array in (("hidden", hidden), ("guesses", guesses), ("beams", beams), ("scores", scores)):
+            setattr(made, name, array.ctypes.data)
+        made.keep = hidden, guesses, beams, scores
+        return made
+
 
 class Classes(ctypes.Structure):
     """``Classes`` of guess.c: the first class of guesses that the drafter alone makes, of those that n-grams make as
@@ -167,6 +180,10 @@ class RedrafterProposer:
                 into.address,
                 at,
             )
+
+    def compiled(self, rows: int) -> CGuessing | None:
+        """Return what makes the same guesses in turns.c, for at most ``rows`` rows; None where torch searches."""
+        return self._search.compiled(rows) if isinstance(self._search, CompiledSearch) else None
 
 
 def load_drafter(folder: Path, embedding: Tensor) -> ReDrafter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,6 +98,10 @@ class Statistics:
         self.row_steps += 1
         self.generated_tokens += taken
         self.drafted += len(tree) - 1
-        self.accepted += [0] * (taken - 1 - len(self.accepted))
-        for place in range(taken - 1):
-            self.accepted[place] += 1
+        self.right(range(taken - 1), 1)
+
+    def right(self, places: Iterable[int], guesses: int) -> None:
+        """Count ``guesses`` that were right at each of ``places`` behind the newest token."""
+        for place in places:
+            self.accepted += [0] * (place + 1 - len(self.accepted))
+            self.accepted[place] += guesses

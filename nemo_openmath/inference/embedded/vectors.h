@@ -13,6 +13,7 @@
 #else
 #define LANES 8
 #endif
+#define PANEL (2 * LANES) /* columns of a packed matrix that lie together: products.h */
 /* Without it gcc reads a vector from memory again in each operation with it, and loads bound the products. */
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+x"(v))

@@ -1,0 +1,130 @@
+"""Several turns of the running rows in one compiled call (turns.c).
+
+A turn of few rows of a small model takes a tenth of a millisecond, less than what the interpreter does around it. So
+the turns are done there until one of them may have ended a request, for :data:`LIMIT` seconds at most: a request that
+comes, and one that is cancelled, waits no longer than that. What comes out is what turn after turn gives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
+from nemo_openmath.inference.embedded.decoder import Decoder
+from nemo_openmath.inference.embedded.drafting import Drafting
+from nemo_openmath.inference.embedded.guesses import CGuessing
+from nemo_openmath.inference.embedded.pace import MOST
+from nemo_openmath.inference.embedded.rows import RowTable
+
+LIMIT = 0.01  # seconds of the processor
+MOST_TURNS = 64
+ALONE = 4  # rows of a small model that one thread computes as fast as several, which would have to meet in each layer
+
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+TURN = np.dtype(
+    [(name, np.int64) for name in ("tokens", "guessed")] + [(n, float) for n in ("look", "took", "made", "cost")]
+)
+
+
+class _Rows(ctypes.Structure):
+    """``Rows`` of turns.c."""
+
+    _fields_ = [
+        ("ids", _P),
+        ("capacity", _I),
+        *((name, _P) for name in ("length", "full_length", "prompt_length", "stop_set", "top_k")),
+        *((name, _P) for name in ("temperature", "top_p", "min_p", "uniforms", "wants_logprobs", "logprobs", "states")),
+    ]
+
+
+class Done(NamedTuple):
+    """What some turns came to."""
+
+    turns: np.ndarray
+    """Of each turn what :data:`TURN` names."""
+    right: np.ndarray
+    """Guesses that were right, by their depth."""
+    before: np.ndarray
+    """Of each row: its length before the last turn, if a token of that may end the request, else its length."""
+
+
+class Turns:
+    """Does turns of a batch's rows. Use :func:`compiled_turns`."""
+
+    def __init__(
+        self, decoder: CompiledDecoder, table: RowTable, drafting: Drafting | None, guessing: CGuessing | None
+    ):
+        self._decoder, self._table, self._drafting, self._guessing = decoder, table, drafting, guessing
+        rows = len(table.length)
+        self.most_rows = decoder.kernels.most_tokens
+        self._room = max(min(rows, self.most_rows), 0 if drafting is None else MOST)
+        names = [field[0] for field in _Rows._fields_ if field[0] != "capacity"]
+        columns = {name: getattr(table, name).ctypes.data for name in names}
+        self._rows = _Rows(capacity=table.ids.shape[1], **columns)
+        nodes = decoder.kernels.most_guesses
+        self._tails = np.empty(self._room * nodes, np.int64)
+        self._states = torch.empty(self._room, table.states.shape[1]) if table.states.shape[1] else None
+        self._log, self._right, self._before = (
+            np.zeros(MOST_TURNS, TURN),
+            np.zeros(nodes, np.int64),
+            np.zeros(rows, np.int64),
+        )
+
+    def take(self, rows: int) -> bool:
+        """Tell whether turns of so many rows are for these functions: those of large models and of many rows are where
+        several threads share the work."""
+        decoder = self._decoder
+        alone = decoder.kernels.threads == 1 or (rows <= ALONE and decoder.weight_bytes() < LARGE_BYTES)
+        return alone and rows <= self.most_rows
+
+    def run(self, rows: np.ndarray, could_end: np.ndarray, most: int) -> Done:
+        """Do at most ``most`` turns of ``rows``, and at least one. The last one is the first in which a token came that
+        may end a request, or in which a row is full. ``could_end`` bool [stop sets, vocab]: such tokens."""
+        n, drafting = len(rows), self._drafting
+        level, ahead, seconds, token = 0, 0, None, 1.0
+        most = min(most, MOST_TURNS)
+        if drafting is not None:
+            level, turns, ahead, seconds, token = drafting.plan(n)
+            most = min(most, turns)
+        self._right[:] = 0
+        done = self._decoder.turns(
+            rows,
+            self._room,
+            self._tails,
+            self._states,
+            (
+                ctypes.addressof(self._rows),
+                None if self._guessing is None else ctypes.addressof(self._guessing),
+                could_end.ctypes.data,
+                rows.ctypes.data,
+                n,
+                level,
+                ahead,
+                None if seconds is None else seconds.ctypes.data,
+                token,
+                most,
+                LIMIT,
+                self._log.ctypes.data,
+                self._right.ctypes.data,
+                self._before.ctypes.data,
+            ),
+        )
+        self._decoder.wrote(rows, self._table.length[rows] + len(self._right))
+        turned = self._log[:done]
+        if drafting is not None:
+            drafting.turned(level, turned)
+        return Done(turned, self._right, self._before[:n])
+
+
+def compiled_turns(decoder: Decoder, table: RowTable, drafting: Drafting | None) -> Turns | None:
+    """Return what does several turns at once; None where the decoder or what guesses is not compiled."""
+    if not isinstance(decoder, CompiledDecoder):
+        return None
+    guessing = None if drafting is None else drafting.compiled(decoder.kernels.most_tokens)
+    if drafting is not None and guessing is None:
+        return None
+    return Turns(decoder, table, drafting, guessing)
