@@ -61,6 +61,8 @@ class Pass:
 
     def __init__(self, n: int, m: int, x: Tensor, qkv: Tensor, logits: Tensor):
         self.columns, self.wanted, self.logits = np.empty((6, n), np.int64), np.empty(m, np.int64), logits
+        if n == m:
+            self.wanted[:] = np.arange(n)
         first, step = self.columns.ctypes.data, 8 * n
         self.body, self.tail = first + 4 * step, first + 5 * step
         self.structure = CBatch(
@@ -74,6 +76,7 @@ class Pass:
             qkv=qkv.data_ptr(),
             logits=logits.data_ptr(),
         )
+        self.address = ctypes.addressof(self.structure)
 
 
 class CompiledDecoder:
@@ -130,6 +133,9 @@ class CompiledDecoder:
         size = kernels.scratch_size(kv, inner, self.capacity)
         self._scratch = [torch.empty(size) for _ in range(kernels.threads)]
         self._room = [torch.empty(kernels.room_size(self.vocab)) for _ in range(kernels.threads)]
+        self._model_address = ctypes.addressof(self._model)
+        one_thread = self._scratch[0].data_ptr(), self._room[0].data_ptr()
+        self._own = self._norm.data_ptr(), self._slot.ctypes.data, *one_thread  # what turns.c takes of these
         self._memory = torch.empty(0)  # of a pass
         self._batches: dict[tuple[int, int], Pass] = {}  # of few tokens, by their number and that of the logits
         self._shared = torch.empty(size)  # of threads that divide the matrices among them
@@ -205,8 +211,7 @@ class CompiledDecoder:
         if list(path) == list(range(len(path))):
             return
         nodes = np.array(path, np.int64)
-        model, slot = ctypes.addressof(self._model), int(self._slot[row])
-        self.kernels.keep(model, slot, start, nodes.ctypes.data, len(nodes))
+        self.kernels.keep(self._model_address, int(self._slot[row]), start, nodes.ctypes.data, len(nodes))
 
     def keep_states(self) -> None:
         self._keeps_states = True
@@ -225,7 +230,9 @@ class CompiledDecoder:
         n, m = len(tokens), len(wanted)
         batch = self._batches.get((n, m)) or self._batch(n, m)
         columns, c = batch.columns, batch.structure
-        columns[0], columns[1], columns[2], batch.wanted[:] = tokens, slots, positions, wanted
+        columns[0], columns[1], columns[2] = tokens, slots, positions
+        if n != m:  # else all are
+            batch.wanted[:] = wanted
         if branches is None:
             columns[3], c.body = positions, None
         else:
@@ -235,7 +242,7 @@ class CompiledDecoder:
         c.states = None if states is None else states.data_ptr()
         together = not apart and n >= self.kernels.threads
         c.barrier = self.kernels.barrier if together else None
-        model, whole = ctypes.addressof(self._model), ctypes.addressof(c)
+        model, whole = self._model_address, batch.address
 
         if n < self._few:
             shared, meeting, threads = self._shared.data_ptr(), self._meeting.ctypes.data, self.kernels.threads
@@ -270,24 +277,13 @@ class CompiledDecoder:
             self._batches[n, m] = batch
         return batch
 
-    def turns(
-        self, rows: np.ndarray, tokens: int, tails: np.ndarray, states: Tensor | None, arguments: Sequence[object]
-    ) -> int:
-        """Call ``run`` of turns.c, which says what the ``arguments`` are, with room for ``tokens`` tokens in a pass."""
+    def turns(self, rows: np.ndarray, tokens: int, tails: int, states: int | None, arguments: Sequence[object]) -> int:
+        """Call ``run`` of turns.c, which says what the ``arguments`` are, with room for ``tokens`` tokens in a pass.
+        ``tails``, ``states``: addresses of what :class:`Batch` of forward.c has by these names."""
         batch = self._batches.get((tokens, tokens)) or self._batch(tokens, tokens)
-        batch.wanted[:] = np.arange(tokens)
         c = batch.structure
-        c.logit_rows, c.barrier, c.states = tokens, None, None if states is None else states.data_ptr()
-        c.body, c.tail, c.tails = batch.body, batch.tail, tails.ctypes.data
-        return self.kernels.run(
-            ctypes.addressof(self._model),
-            ctypes.addressof(c),
-            self._norm.data_ptr(),
-            self._slot.ctypes.data,
-            self._scratch[0].data_ptr(),
-            self._room[0].data_ptr(),
-            *arguments,
-        )
+        c.barrier, c.states, c.body, c.tail, c.tails = None, states, batch.body, batch.tail, tails
+        return self.kernels.run(self._model_address, batch.address, *self._own, *arguments)
 
     def wrote(self, rows: np.ndarray, ends: np.ndarray) -> None:
         """Note that positions below ``ends`` of ``rows`` may be written now."""

@@ -74,24 +74,30 @@ class Drafting:
         made.proposed, made.chosen, made.nodes = self._proposed.address, self._chosen.address, self._nodes.ctypes.data
         return made
 
-    def plan(self, rows: int) -> tuple[int, int, int, np.ndarray, float]:
-        """Return how the next turns of ``rows`` rows are to look for guesses, for how many of them that holds, how far
-        ahead they guess, and :meth:`Pace.costs`."""
+    def plan(self, rows: int) -> tuple[int, int, int, int, np.ndarray, float]:
+        """Return how the next turns of ``rows`` rows are to look for guesses, how many turns after a plain one they
+        are, for how many of them that holds, how far ahead they guess, and :meth:`Pace.costs`."""
         assert self.pace is not None
-        level = self.pace.looks(rows)
-        return level, self.pace.holds(level), self._ahead(rows), *self.pace.costs(rows)
+        level = self.pace.way(rows)
+        return level, self.pace.since_plain(), self.pace.holds(level), self._ahead(rows), *self.pace.costs(rows)
 
-    def turned(self, level: int, turns: np.ndarray) -> None:
-        """Learn from turns that looked for guesses in the way ``level`` (turns.py)."""
-        assert self.pace is not None
-        for turn, (tokens, guessed, look, took, made, cost) in enumerate(turns.tolist()):
-            if turn:
-                self.pace.again()
-            if level:
-                self.pace.worth(made, cost)
-                self.pace.looked(look)
-            if self.pace.measures(guessed=bool(guessed)):
-                self.pace.cost.measured(tokens, bool(guessed), took)
+    def turned(self, turns: np.ndarray) -> None:
+        """Learn from turns (turns.py), of which those with guesses count together, and passes of a size."""
+        pace = self.pace
+        assert pace is not None
+        pace.passed(len(turns))
+        looked = 0
+        made = cost = seconds = 0.0
+        passes: dict[tuple[int, bool], list[float]] = {}
+        for tokens, guessed, has_looked, look, took, makes, costs in turns.tolist():
+            passes.setdefault((tokens, guessed > 0), []).append(took)
+            if has_looked:
+                looked, made, cost, seconds = looked + 1, made + makes, cost + costs, seconds + look
+        if looked:
+            pace.worth(made / looked, cost / looked)
+            pace.looked(seconds / looked)
+        for (tokens, has_guesses), each in passes.items():
+            pace.cost.measured(tokens, has_guesses, sum(each) / len(each))
 
     @staticmethod
     def _ahead(rows: int) -> int:

@@ -130,9 +130,7 @@ class Kernels:
             f.argtypes, f.restype = arguments, result
             return f
 
-        self.run = function(
-            "run", _I, *(8 * [_P]), _P, _P, _I, _I, _I, _P, ctypes.c_double, _I, ctypes.c_double, _P, _P, _P
-        )
+        self.run = function("run", _I, *(10 * [_P]), *(5 * [_I]), _P, ctypes.c_double, _I, ctypes.c_double, *(3 * [_P]))
         self.keep = function("keep", None, _P, _I, _I, _P, _I)
         self.pack = function("pack", None, _P, _I, _I, _I, _P)
         self.lay_out = function("lay_out", None, _I, *(7 * [_P]))

@@ -38,7 +38,6 @@ LEAST_CHANCE = 0.02  # of a guess that is thought of at all
 PLAIN = 32  # of so many turns one is plain, whatever guesses are worth: they are compared with it
 LEARNING = 200  # turns whose passes are all measured; then every so many
 PLAIN_MEASURED, GUESSED_MEASURED = 8, 3
-SAME = 16  # turns for which one way to look holds, at most
 FAIR = 12  # turns in which each way to look is tried before it may rest
 LOOK, SLEEP = 0.2, 127  # weight of a look in what looking is worth; turns of a rest, at most
 AGAIN = 2  # turns of a way to look that has rested, before it may rest again
@@ -225,11 +224,16 @@ class Pace:
 
     def looks(self, rows: int) -> int:
         """Return how a turn of ``rows`` rows is to look for guesses, from 1 on; 0: not at all."""
+        level = self.way(rows)
+        self.passed(1)
+        return 0 if self._turns % PLAIN == 0 else level
+
+    def way(self, rows: int) -> int:
+        """Return how the next turns of ``rows`` rows are to look, but for the plain ones, which are every ``PLAIN``."""
         if 2 * rows <= self._rows or rows > 2 * self._rows:  # with few rows a guess is worth more; begin anew
             self._looks, self._rows = [Look(rest=rows - 1, pause=rows - 1) for _ in self._looks], rows
         ready = [level for level, look in enumerate(self._looks, 1) if not look.rest]
-        self.again()
-        if not ready or rows >= MOST or self._turns % PLAIN == 0:
+        if not ready or rows >= MOST:
             return 0
         # what has rested is tried again, else the fastest is taken
         level = min(ready, key=lambda level: self._looks[level - 1].speed)
@@ -237,18 +241,19 @@ class Pace:
         return level
 
     def holds(self, level: int) -> int:
-        """Return for how many turns what :meth:`looks` has returned may hold, this one included."""
-        rests = [look.rest + 1 for look in self._looks if look.rest]
-        until_plain = PLAIN - self._turns % PLAIN
-        if not level:
-            return 1 if len(rests) < len(self._looks) else min([until_plain, *rests])
-        return min([until_plain, SAME, *rests]) if self._now.tried >= FAIR else 1
+        """Return for how many turns what :meth:`way` has returned holds, at most."""
+        trying = level and self._now.tried < FAIR
+        return 1 if trying else min([PLAIN, *(look.rest for look in self._looks if look.rest)])
 
-    def again(self) -> None:
-        """Note another turn like the last one."""
-        self._turns += 1
+    def since_plain(self) -> int:
+        """Return how many turns after a plain one the next turn is."""
+        return (self._turns + 1) % PLAIN
+
+    def passed(self, turns: int) -> None:
+        """Note that turns were done."""
+        self._turns += turns
         for look in self._looks:
-            look.rest -= look.rest > 0
+            look.rest = max(0, look.rest - turns)
 
     def measures(self, guessed: bool) -> bool:
         """Whether to measure the pass of this turn: some of them, for that costs, too."""
@@ -278,5 +283,4 @@ class Pace:
         if self.cost.level:
             made, took = self._turn
             now.turned(made, took + seconds / self.cost.level)
-        if not now.rest:  # else a turn before has decided, which what it looked held beyond
-            now.rested(max(1.0, *(look.speed for look in self._looks)))
+        now.rested(max(1.0, *(look.speed for look in self._looks)))

@@ -45,10 +45,10 @@ typedef struct {
     float *scores;
 } Guessing;
 
-/* One turn: tokens of its pass, whether guesses were among them; seconds of looking for them and of the pass; what was
+/* One turn: tokens of its pass, guesses among them, whether they were looked for; seconds of looking for them and of the pass; what was
  * chosen makes and takes (choose() of guess.c). */
 typedef struct {
-    int64_t tokens, guessed;
+    int64_t tokens, guessed, looked;
     double look, pass, made, took;
 } Turn;
 
@@ -80,15 +80,16 @@ static int64_t look(const Guessing *g, const Rows *r, int64_t hidden, const int6
 
 /* Do turns with rows[0 .. n-1], all of which decode and have memory for NODES tokens more, until `turns` are done, `limit`
  * seconds are over, or a token came that may end its request (could_end [stop sets, vocab]; or its length is full_length).
- * level: how to look for guesses, 0: not at all; most, seconds, token: as choose() and ahead() take them.
+ * level: how to look for guesses, 0: not at all; each `plain`th turn does not, the first one being turn `phase`.
+ * most, seconds, token: as choose() and ahead() take them.
  * batch: room for MOST_TOKENS tokens, whose `wanted` are 0, 1, ..; body, tail and tails are room for trees, too.
  * norm: weights of the model's last norm; slot [rows]; scratch, room: of forward() and sample().
  * done [turns]; right [NODES]: how many guesses were right, by their depth, is added;
  * before [n]: gets of each row the length before the last turn if one of that turn's tokens may end the request, else the
  * length. Returns the number of turns. */
 int64_t run(const Model *m, Batch *batch, const float *norm, const int64_t *slot, float *scratch, float *room, const Rows *r,
-            const Guessing *g, const unsigned char *could_end, const int64_t *rows, int64_t n, int64_t level, int64_t most,
-            const double *seconds, double token, int64_t turns, double limit, Turn *done, int64_t *right, int64_t *before) {
+            const Guessing *g, const unsigned char *could_end, const int64_t *rows, int64_t n, int64_t level, int64_t phase,
+            int64_t plain, int64_t most, const double *seconds, double token, int64_t turns, double limit, Turn *done, int64_t *right, int64_t *before) {
     Batch b = *batch;
     const int64_t hidden = m->hidden, stride = (m->vocab + PANEL - 1) / PANEL * PANEL;
     int64_t *tokens = (int64_t *)b.tokens, *slots = (int64_t *)b.slots, *positions = (int64_t *)b.positions;
@@ -101,10 +102,11 @@ int64_t run(const Model *m, Batch *batch, const float *norm, const int64_t *slot
         Turn *d = done + turn;
         double worth[2] = {0, 0};
         int64_t starts[MOST_TOKENS], nodes[MOST_TOKENS], parents[MOST_TOKENS], total = 0, chains = 1;
-        d->guessed = level ? look(g, r, hidden, rows, n, level, most, seconds, token, worth) : 0;
+        d->looked = level && (phase + turn) % plain;
+        d->guessed = d->looked ? look(g, r, hidden, rows, n, level, most, seconds, token, worth) : 0;
         d->made = worth[0];
         d->took = worth[1];
-        const double looked = level ? now() : last;
+        const double looked = d->looked ? now() : last;
         d->look = looked - last;
         for (int64_t i = 0; i < n; i++) {
             starts[i] = r->length[rows[i]] - 1;

@@ -11,13 +11,12 @@ import ctypes
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
 from nemo_openmath.inference.embedded.drafting import Drafting
 from nemo_openmath.inference.embedded.guesses import CGuessing
-from nemo_openmath.inference.embedded.pace import MOST
+from nemo_openmath.inference.embedded.pace import MOST, PLAIN
 from nemo_openmath.inference.embedded.rows import RowTable
 
 LIMIT = 0.01  # seconds of the processor
@@ -25,9 +24,9 @@ MOST_TURNS = 64
 ALONE = 4  # rows of a small model that one thread computes as fast as several, which would have to meet in each layer
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-TURN = np.dtype(
-    [(name, np.int64) for name in ("tokens", "guessed")] + [(n, float) for n in ("look", "took", "made", "cost")]
-)
+_INTEGERS, _SECONDS = ("tokens", "guessed", "looked"), ("look", "took", "made", "cost")
+TURN = np.dtype([*((name, np.int64) for name in _INTEGERS), *((name, np.float64) for name in _SECONDS)])
+"""``Turn`` of turns.c; of ``took`` and ``cost`` one is what its pass took and the other what that was to take."""
 
 
 class _Rows(ctypes.Structure):
@@ -58,65 +57,65 @@ class Turns:
     def __init__(
         self, decoder: CompiledDecoder, table: RowTable, drafting: Drafting | None, guessing: CGuessing | None
     ):
-        self._decoder, self._table, self._drafting, self._guessing = decoder, table, drafting, guessing
-        rows = len(table.length)
-        self.most_rows = decoder.kernels.most_tokens
-        self._room = max(min(rows, self.most_rows), 0 if drafting is None else MOST)
+        self._decoder, self._table, self._drafting = decoder, table, drafting
+        rows, nodes = len(table.length), decoder.kernels.most_guesses
+        self._most_rows = decoder.kernels.most_tokens
+        self._room = max(min(rows, self._most_rows), 0 if drafting is None else MOST)
         names = [field[0] for field in _Rows._fields_ if field[0] != "capacity"]
         columns = {name: getattr(table, name).ctypes.data for name in names}
-        self._rows = _Rows(capacity=table.ids.shape[1], **columns)
-        nodes = decoder.kernels.most_guesses
-        self._tails = np.empty(self._room * nodes, np.int64)
-        self._states = torch.empty(self._room, table.states.shape[1]) if table.states.shape[1] else None
-        self._log, self._right, self._before = (
-            np.zeros(MOST_TURNS, TURN),
-            np.zeros(nodes, np.int64),
-            np.zeros(rows, np.int64),
+        structure = _Rows(capacity=table.ids.shape[1], **columns)
+        tails, states = (
+            np.empty(self._room * nodes, np.int64),
+            np.empty((self._room, table.states.shape[1]), np.float32),
         )
+        self._log, self._right = np.zeros(MOST_TURNS, TURN), np.zeros(nodes, np.int64)
+        self._before = np.zeros(rows, np.int64)
+        # these addresses stay; what they are of is kept
+        self._keep = structure, guessing, tails, states
+        self._structures = ctypes.addressof(structure), None if guessing is None else ctypes.addressof(guessing)
+        self._buffers = tails.ctypes.data, states.ctypes.data if states.size else None
+        self._results = self._log.ctypes.data, self._right.ctypes.data, self._before.ctypes.data
 
     def take(self, rows: int) -> bool:
         """Tell whether turns of so many rows are for these functions: those of large models and of many rows are where
         several threads share the work."""
         decoder = self._decoder
         alone = decoder.kernels.threads == 1 or (rows <= ALONE and decoder.weight_bytes() < LARGE_BYTES)
-        return alone and rows <= self.most_rows
+        return alone and rows <= self._most_rows
 
     def run(self, rows: np.ndarray, could_end: np.ndarray, most: int) -> Done:
         """Do at most ``most`` turns of ``rows``, and at least one. The last one is the first in which a token came that
         may end a request, or in which a row is full. ``could_end`` bool [stop sets, vocab]: such tokens."""
         n, drafting = len(rows), self._drafting
-        level, ahead, seconds, token = 0, 0, None, 1.0
-        most = min(most, MOST_TURNS)
+        level, phase, ahead, seconds, token = 0, 0, 0, None, 1.0
         if drafting is not None:
-            level, turns, ahead, seconds, token = drafting.plan(n)
+            level, phase, turns, ahead, seconds, token = drafting.plan(n)
             most = min(most, turns)
         self._right[:] = 0
         done = self._decoder.turns(
             rows,
             self._room,
-            self._tails,
-            self._states,
+            *self._buffers,
             (
-                ctypes.addressof(self._rows),
-                None if self._guessing is None else ctypes.addressof(self._guessing),
+                *self._structures,
                 could_end.ctypes.data,
                 rows.ctypes.data,
                 n,
                 level,
+                phase,
+                PLAIN,
                 ahead,
                 None if seconds is None else seconds.ctypes.data,
                 token,
-                most,
+                min(most, MOST_TURNS),
                 LIMIT,
-                self._log.ctypes.data,
-                self._right.ctypes.data,
-                self._before.ctypes.data,
+                *self._results,
             ),
         )
         self._decoder.wrote(rows, self._table.length[rows] + len(self._right))
         turned = self._log[:done]
         if drafting is not None:
-            drafting.turned(level, turned)
+            drafting.turned(turned)
         return Done(turned, self._right, self._before[:n])
 
 
