@@ -22,7 +22,6 @@ class RandomTrees:
     of each tree it tells the truth for a while; where that branch stands is random, too."""
 
     levels = 1
-    expected: Sequence[float] = (0.5,)
 
     def __init__(
         self,
@@ -34,6 +33,7 @@ class RandomTrees:
         chains: bool = False,
         seed: int = 0,
     ):
+        self.expected = np.array([0.5])
         self._table, self._vocab, self._known, self._nodes = table, vocab, known or {}, nodes
         self._chains, self._draw = chains, np.random.default_rng(seed)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
+from bisect import bisect
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -22,9 +23,9 @@ from nemo_openmath.inference.embedded import drafters as drafters_module
 from nemo_openmath.inference.embedded import engine as engine_module
 from nemo_openmath.inference.embedded.decoder import DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.drafters import Both
-from nemo_openmath.inference.embedded.guesses import TextColumns, Trees, functions
+from nemo_openmath.inference.embedded.guesses import TextColumns, Trees
 from nemo_openmath.inference.embedded.kernels import load_kernels
-from nemo_openmath.inference.embedded.ngrams import NgramProposer
+from nemo_openmath.inference.embedded.ngrams import LENGTHS, SHARES, NgramProposer
 from nemo_openmath.inference.embedded.pace import MOST, PLAIN, Chances, Pace
 from nemo_openmath.inference.embedded.redrafter import CompiledSearch, RedrafterProposer, TorchSearch
 from nemo_openmath.inference.embedded.rows import RowTable
@@ -37,6 +38,8 @@ from tests.inference.decoders import MODELS, WAYS, compiled
 from tests.inference.exact import all_continuations, chi_square
 from tests.inference.guessing import RandomTrees, guessing, requests, result, seeded
 from tests.support.models import save_random
+
+LONGEST, SINGLES, GUESSED = 16, 4, 24  # of guess.h
 
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -236,69 +239,94 @@ def written(table, row, *ids):
     table.full_length[row] = table.ids.shape[1]
 
 
-def by_search(texts: list[list[int]], own: int) -> tuple[list[int], int]:
-    """What n-grams guess at the end of ``texts[own]`` along the best match, and its length: written down a second time,
-    for texts that came one after the other."""
-    ids, found, c = texts[own], [(0, False, 0, 0)], functions()
-    for number, text in enumerate(texts[: own + 1]):
-        for end in range(2, len(text)):
-            if text[end - 2 : end] == ids[-2:]:
-                same = next(
-                    k for k in count() if k == min(end, len(ids), c.longest) or text[end - 1 - k] != ids[-1 - k]
-                )
-                found.append((same, number == own, number, end))
-    length, is_own, number, end = max(found)
-    said = texts[number][end : end + c.ahead_most] if length else []
-    while is_own and len(said) < c.ahead_most:
-        said.append(said[len(said) - (len(ids) - end)])
-    return said, length
+def by_search(texts: list[list[int]], most: int, share: np.ndarray) -> dict[tuple[int, ...], int]:
+    """The class of each guess, by the tokens that lead to it, for the end of the last of some texts that came one after
+    the other: written down a second time."""
+    ids, found = texts[-1], []
+    for number, text in enumerate(texts):
+        for end in range(1, len(text)):
+            same = next(k for k in count() if k == min(end, len(ids), LONGEST) or text[end - 1 - k] != ids[-1 - k])
+            if same:
+                own = number == len(texts) - 1
+                found.append((same, own, (10 if own else 1) * 3 ** min(same, 8), text[end : end + most]))
+    found = [f for f in found if f[0] > 1] + [f for f in found[::-1] if f[0] == 1][:SINGLES]
+    kinds = {}
+
+    def extend(path, places, chance):
+        for token in dict.fromkeys(f[3][len(path)] for f in places if len(f[3]) > len(path)):
+            saying = [f for f in places if len(f[3]) > len(path) and f[3][len(path)] == token]
+            length = max(f[0] for f in saying)
+            # of equally long matches the most recent one says whether it is the own text; that is the last of all
+            own = any(f[1] for f in saying if f[0] == length)
+            said = sum(f[2] for f in saying) / sum(f[2] for f in places)
+            by_length = bisect(LENGTHS, length + len(path)) - 1
+            kind = (by_length * len(SHARES) + bisect((0.2, 0.4, 0.6, 0.8, 0.999), said)) * 2 + own
+            if chance * share[kind] > 0.02:
+                kinds[*path, token] = kind
+                if len(path) + 1 < most:
+                    extend((*path, token), saying, chance * share[kind])
+
+    extend((), found, 1.0)
+    return kinds
 
 
 @compiler
-@pytest.mark.parametrize("seed", range(3))
-def test_ngrams_are_those_of_a_search_through_all_texts(seed):
-    """The best match's text is the tree's first branch, its class the match's length, in the own text or another."""
-    draw = np.random.default_rng(seed)
-    texts = [draw.integers(3, size=int(n)).tolist() for n in draw.integers(3, 30, 6)]
-    table = RowTable(len(texts), 200)
-    proposer = NgramProposer(table, 3, 200)
-    looked = 0
+@pytest.mark.parametrize("sure", [False, True])
+def test_ngrams_are_those_of_a_search_through_all_texts(sure):
+    """All of them, or, where they are too many, the likeliest."""
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(6, size=int(n)).tolist() for n in draw.integers(20, 40, 5)]
+    table = RowTable(len(texts), 64)
+    proposer = NgramProposer(table, 6, 64)
+    if sure:
+        proposer.expected[:] = 0.9
+    whole = full = 0
     for own, ids in enumerate(texts):
         for n in range(1, len(ids) + 1):
             written(table, own, *ids[:n])
-            ((tokens, parents, kinds),) = guesses_of(proposer, [own])
-            wanted, length = by_search([*texts[:own], ids[:n]], own)
-            if length:
-                looked += 1
-                assert tokens[: len(wanted)] == wanted
-                assert parents[: len(wanted)] == list(range(-1, len(wanted) - 1))
-                assert kinds[0] % proposer.kinds == length
-                assert max(kinds) < len(proposer.expected)
-    assert looked > 50
+            ((tokens, parents, kinds),) = guesses_of(proposer, [own], [3])
+            paths: list[tuple[int, ...]] = []
+            for token, parent in zip(tokens, parents, strict=True):
+                paths.append((*(paths[parent] if parent >= 0 else ()), token))
+            wanted = by_search([*texts[:own], ids[:n]], 3, proposer.expected)
+            got = dict(zip(paths, kinds, strict=True))
+            assert len(got) == len(paths)
+            if len(got) < GUESSED:
+                whole += 1
+                assert got == wanted
+            else:
+                full += 1
+                assert got.items() <= wanted.items()
+                assert max(map(len, got)) <= min(map(len, wanted.keys() - got.keys()), default=3)
+            depths = [len(path) for path in paths]
+            branch = next((i for i, depth in enumerate(depths) if depth != i + 1), len(depths))
+            assert all(parent == i - 1 for i, parent in enumerate(parents[:branch]))
+    assert whole > 20
+    assert (full > 3) is sure
 
 
 @compiler
-def test_ngrams_guess_what_followed_the_longest_matches():
-    table = RowTable(3, 64)
-    proposer = NgramProposer(table, 10, 64)
+def test_ngrams_guess_what_followed_where_the_last_tokens_stood():
+    table = RowTable(4, 64)
+    proposer = NgramProposer(table, 20, 64)
     written(table, 0, 1, 2, 3, 4, 5, 6)
     written(table, 1, 2, 3, 9, 1, 2, 3)
-    own, other, later = 0, proposer.kinds, 2 * proposer.kinds
     first, second = guesses_of(proposer, [0, 1], [3, 3])
     assert first == ([], [], [])
-    # behind [1, 2, 3] in the other text, which is longer than the own text's [2, 3]; then behind that
-    assert second[:2] == ([4, 5, 6, 9, 1, 2], [-1, 0, 1, -1, 3, 4])
-    assert second[2] == [other + 3, other + 4, other + 5, later + 2, later + 3, later + 4]
+    # [1, 2, 3] stood in the other text, and [2, 3] in the own one, which counts more
+    assert second[:2] == ([9, 1, 2, 4, 5, 6], [-1, 0, 1, -1, 3, 4])
+    assert [kind % 2 for kind in second[2]] == [1, 1, 1, 0, 0, 0]
     proposer.begin(0)  # its request is gone, the text is not
     proposer.move(1, 2)
     table.move(1, 2)
-    assert guesses_of(proposer, [2], [2])[0][0][:2] == [4, 5]
-    written(table, 1, 4, 1, 2, 3)
-    assert guesses_of(proposer, [1], [1])[0][0][0] == 4
+    assert guesses_of(proposer, [2], [1])[0][0] == [9, 4]
+    written(table, 1, 7, 1, 2, 3)
+    assert guesses_of(proposer, [1], [1])[0][0] == [4, 9]
     written(table, 0, 7, 5)  # one token alone stood before, in another text
-    assert guesses_of(proposer, [0], [2]) == [([6], [-1], [other + 1])]
-    written(table, 0, 7, 5, 7, 5, 8, 5)
-    assert guesses_of(proposer, [0], [2])[0] == ([8, 5], [-1, 0], [own + 1, own + 2])
+    assert guesses_of(proposer, [0], [2])[0][:2] == ([6], [-1])
+    written(table, 3, *[11, 12, 13] * 7, 11, 12)
+    assert guesses_of(proposer, [3], [4])[0][:2] == ([13, 11, 12, 13], [-1, 0, 1, 2])
+    assert guesses_of(proposer, [3], [4])[0][2][0] >= proposer.sure
 
 
 @compiler
@@ -312,7 +340,7 @@ def test_texts_of_a_drafter_are_looked_into_from_the_start(tmp_path):
     written(table, 0, 9, 1, 2)
     assert guesses_of(NgramProposer(table, 10, 16), [0]) == [([], [], [])]
     proposer = NgramProposer(table, 10, 16, found)
-    assert guesses_of(proposer, [0], [2]) == [([3, 4], [-1, 0], [proposer.kinds + 2, proposer.kinds + 3])]
+    assert guesses_of(proposer, [0], [2])[0][:2] == ([3, 4], [-1, 0])
     with pytest.raises(DamagedFile, match="texts of 9 tokens"):
         load_texts(tmp_path, 9)
     path = tmp_path / "texts.safetensors"
@@ -343,17 +371,6 @@ def test_texts_are_forgotten_before_they_are_too_many():
     assert guesses_of(proposer, [0], [1])[0][0] == [5]
 
 
-@compiler
-def test_ngrams_guess_that_a_circle_goes_on():
-    table = RowTable(2, 64)
-    proposer = NgramProposer(table, 10, 64)
-    written(table, 1, 9, 1, 2, 3, 1, 2, 3, 1)
-    tokens, parents, kinds = guesses_of(proposer, [1], [7])[0]
-    assert tokens == [2, 3, 1, 2, 3, 1, 2]
-    assert parents == list(range(-1, 6))
-    assert kinds == list(range(4, 11))
-
-
 class Chosen:
     """A pace for ``rows`` rows, whose guesses are put in by hand."""
 
@@ -362,7 +379,7 @@ class Chosen:
         for row in range(rows):
             written(self.table, row, 5)
         self.texts, self.into, self.trees = TextColumns(self.table, 512), Trees(rows), Trees(rows)
-        self.pace = Pace(Chances(expected, rows), levels)
+        self.pace = Pace(Chances(np.array(expected), rows), levels)
 
     def choose(self, *guesses):
         """The tokens and parents that are chosen of trees of (tokens, parents, classes)."""
@@ -474,7 +491,7 @@ def test_the_dearer_look_rests_where_the_cheaper_one_is_faster(took, best):
 @compiler
 def test_the_price_of_guesses_does_not_become_that_of_plain_passes():
     """Though nearly all passes have guesses, that are dearer than was assumed."""
-    pace = Pace(Chances([0.5], 1))
+    pace = Pace(Chances(np.array([0.5]), 1))
     for turn in range(600):
         pace.cost.measured(1 if turn % PLAIN == 0 else 6, turn % PLAIN != 0, 1.0 if turn % PLAIN == 0 else 3.0)
     assert pace.cost(6, True) / pace.cost(1, False) == pytest.approx(3.0, rel=0.05)
@@ -586,32 +603,28 @@ def test_guesses_of_both_are_one_tree():
     other's go on from where they part."""
     table = RowTable(2, 64, hidden=4)
     search = Beams([(5, 0, 0.6), (6, 0, 0.15)], [(8, 1, 0.99), (7, 0, 0.05)])
-    drafted = ([6, 8, 5, 7], [-1, 0, -1, 2], [1, 9 + 8, 4, 9])  # classes: nine of each step, by the chance
+    tokens, parents, kinds = [6, 8, 5, 7], [-1, 0, -1, 2], [1, 9 + 8, 4, 9]  # classes: nine of each step, by the chance
     both = Both(NgramProposer(table, 20, 64), RedrafterProposer(table, search))
-    n, d = 4 * both._ngrams.kinds, len(both._drafter.expected)
+    n, d = len(both._ngrams.expected), len(both._drafter.expected)
+    drafted, agreed, against = n, n + d, n + 5 * d
+    assert len(both.expected) == against + n
     written(table, 0, 3, 4, 6, 8, 9, 3, 4)
-    (alone,) = guesses_of(both, [0], [3])
-    assert alone == ([6, 8, 9], [-1, 0, 1], [2, 3, 4])
-    ((tokens, parents, kinds),) = guesses_of(both, [0], [3], level=2)
-    assert (tokens, parents) == ([*drafted[0], 9], [*drafted[1], 1])
-    first = {"drafted": n, "agreed": n + d, "against": n + 2 * d}
-    assert kinds == [
-        first["agreed"] + 1,
-        first["agreed"] + 17,
-        first["drafted"] + 4,
-        first["drafted"] + 9,
-        first["against"] + 4,
-    ]
-    assert max(kinds) < len(both.expected)
+    ((own, _, alone),) = guesses_of(both, [0], [3])
+    assert own == [6, 8, 9]
+    both.expected[alone] = 0.3, 0.8, 0.5  # the second and the last of four levels
+    ((got, before, classes),) = guesses_of(both, [0], [3], level=2)
+    assert (got, before) == ([*tokens, 9], [*parents, 1])
+    assert classes[:2] == [agreed + 4 * kinds[0] + 1, agreed + 4 * kinds[1] + 3]
+    assert classes[2:] == [drafted + kinds[2], drafted + kinds[3], alone[2]]  # it did not look as far as the last
     written(table, 0, 3, 4, 7, 3, 4)
     both.begin(0)
-    ((tokens, parents, kinds),) = guesses_of(both, [0], [2], level=2)
-    assert (tokens, parents) == ([*drafted[0], 7, 3], [*drafted[1], -1, 4])
-    assert kinds[4:] == [first["against"] + 2, first["against"] + 3]
-    written(table, 1, *[1, 2, 3, 4, 5, 7] * 2)  # many tokens match: nobody else is asked
-    assert guesses_of(both, [1], [2], level=2)[0][0] == [1, 2]
-    ((tokens, parents, _),) = guesses_of(both, [0], [1], level=2)  # one token alone may be guessed
-    assert (tokens, parents) == ([5, 6, 7], [-1, -1, -1])
+    ((_, _, alone),) = guesses_of(both, [0], [1])
+    ((got, before, classes),) = guesses_of(both, [0], [1], level=2)  # one token alone may be guessed
+    assert (got, before) == ([5, 6, 7], [-1, -1, -1])
+    assert classes[0] == drafted + kinds[2]
+    assert classes[2] == against + alone[0]
+    written(table, 1, *[11, 12, 13] * 7, 11, 12)  # many tokens match: nobody else is asked
+    assert guesses_of(both, [1], [2], level=2)[0][0] == [13, 11]
 
 
 @compiler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +27,24 @@ from nemo_openmath.inference.open import NGRAM, NONE
 from nemo_openmath.models.drafter_texts import TEXTS, load_texts
 from nemo_openmath.models.drafters import TENSORS
 
-LONG = 6  # tokens of a match behind which nobody else is asked
+DOUBTS = (0.9, 0.7, 0.5, 0.3)  # what is left of a drafter's where n-grams agree, by how sure those are
 
 
 class Both:
-    """A :class:`Proposer` of two. Level 1 is n-grams alone. Level 2 is n-grams alone where many tokens match, else one
-    tree of a drafter's guesses and theirs. A guess that the other one makes, too, is right more often: so there are
+    """A :class:`Proposer` of two. Level 1 is n-grams alone. Level 2 is n-grams alone where a long match is found, else
+    one tree of a drafter's guesses and theirs. A guess that the other one makes, too, is right more often: so there are
     classes for that."""
 
     levels = 2
 
     def __init__(self, ngrams: NgramProposer, drafter: RedrafterProposer):
         self._ngrams, self._drafter = ngrams, drafter
-        alone, drafted = tuple(ngrams.expected), tuple(drafter.expected)
-        agreed = tuple(max(share, 0.8) for share in drafted)
-        against = tuple(share / 2 for share in alone)
-        self.expected: Sequence[float] = (*alone, *drafted, *agreed, *against)
-        self._classes = Classes(len(alone), len(alone) + len(drafted), len(alone) + 2 * len(drafted))
+        alone, drafted = ngrams.expected, drafter.expected
+        agreed = 1 - np.outer(1 - drafted, DOUBTS).ravel()
+        self.expected = np.concatenate([alone, drafted, agreed, alone / 2])
+        ngrams.learn_in(self.expected)
+        first = len(alone), len(alone) + len(drafted), len(alone) + len(drafted) + len(agreed)
+        self._classes = Classes(*first, self.expected)
 
     def begin(self, row: int) -> None:
         self._ngrams.begin(row)
@@ -57,14 +57,14 @@ class Both:
         if level == 1:
             return
         n = len(rows)
-        unsure = (into.count[:n] == 0) | (self._ngrams.match_length(into.kinds[:n, 0]) < LONG)
+        unsure = (into.count[:n] == 0) | (into.kinds[:n, 0] < self._ngrams.sure)
         self._drafter.join(rows, most, np.flatnonzero(unsure), self._classes, into)
 
     def compiled(self, rows: int) -> CGuessing | None:
         made, drafted = self._ngrams.compiled(rows), self._drafter.compiled(rows)
         if made is None or drafted is None:
             return None
-        drafted.log, drafted.classes, drafted.sure_match = made.log, ctypes.addressof(self._classes), LONG
+        drafted.log, drafted.classes, drafted.sure = made.log, ctypes.addressof(self._classes), self._ngrams.sure
         return drafted
 
 

@@ -97,7 +97,8 @@ class Drafting:
             pace.worth(made / looked, cost / looked)
             pace.looked(seconds / looked)
         for (tokens, has_guesses), each in passes.items():
-            pace.cost.measured(tokens, has_guesses, sum(each) / len(each))
+            if pace.measures(has_guesses):
+                pace.cost.measured(tokens, has_guesses, sum(each) / len(each))
 
     @staticmethod
     def _ahead(rows: int) -> int:

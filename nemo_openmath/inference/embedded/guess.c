@@ -7,7 +7,7 @@
 
 #include "guess.h"
 
-int64_t guess_constant(int64_t which) { return (const int64_t[]){NODES, LONGEST, AHEAD, BRANCHES}[which]; }
+int64_t guess_constant(int64_t which) { return (const int64_t[]){NODES, LONGEST, AHEAD, LENGTHS, SHARES, AGREEMENTS}[which]; }
 
 /* Put a guess into tree i and return its place there; one that is there already stays as it is. -1: there is no room. */
 static int64_t put(const Trees *t, int64_t i, int64_t parent, int64_t token, int64_t kind) {
@@ -78,18 +78,118 @@ static int64_t common(const Log *g, int64_t a, int64_t b) {
     return n;
 }
 
-/* Guess that what follows place `from` follows place `end`, too: at most `most` tokens, into tree i. */
-static void go_on(const Log *g, int64_t from, int64_t end, int64_t most, int64_t kind, const Trees *into, int64_t i) {
-    int64_t said[AHEAD], parent = -1, period = 0;
-    for (int64_t n = 0, at = g->after[from]; n < most; n++) {
-        if (at < 0 && g->text[from] != g->text[end]) return;
-        /* behind its own end a text goes on with what was guessed: it turns in a circle */
-        if (at < 0 && !period) period = n;
-        said[n] = at < 0 ? said[n - period] : g->token[at];
-        parent = put(into, i, parent, said[n], kind + n);
-        if (parent < 0) return;
-        at = at < 0 ? -1 : g->after[at];
+/* Places that say what may follow the end of a text, the longest match first, of equal ones the most recent. `at` [depth]:
+ * the place in that text which as many tokens behind lies. */
+typedef struct {
+    int64_t length, own;
+    double weight;
+    int32_t at[AHEAD + 1];
+} Place;
+
+static int64_t insert(const Log *g, Place *places, int64_t n, int64_t at, int64_t end, int64_t length) {
+    int64_t k = n;
+    for (; k > 0 && places[k - 1].length < length; k--) places[k] = places[k - 1];
+    Place *p = places + k;
+    p->length = length;
+    p->own = g->text[at] == g->text[end];
+    p->weight = p->own ? 10 : 1; /* 3 for each token that matches */
+    for (int64_t i = 0; i < length && i < 8; i++) p->weight *= 3;
+    p->at[0] = (int32_t)at;
+    return n + 1;
+}
+
+static int64_t places_of(const Log *g, int64_t end, Place *places) {
+    int64_t n = 0, others = 0, at = g->pair[end];
+    for (int64_t looked = 0; at >= 0 && looked < LOOKED && n < PLACES; looked++, at = g->pair[at]) {
+        const int own = g->text[at] == g->text[end];
+        if (g->after[at] < 0 || (!own && others == OTHERS)) continue; /* of another row's newest token nothing is known */
+        others += !own;
+        n = insert(g, places, n, at, end, common(g, at, end));
     }
+    at = g->single[end];
+    for (int64_t looked = 0, more = SINGLES; at >= 0 && looked < LOOKED && more && n < PLACES; looked++, at = g->single[at])
+        if (g->after[at] >= 0 && common(g, at, end) == 1) {
+            n = insert(g, places, n, at, end, 1);
+            more--;
+        }
+    return n;
+}
+
+static int64_t kind_of(int64_t length, double share, int64_t own) {
+    static const signed char by_length[16] = {0, 0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 6};
+    const int64_t l = length < 16 ? by_length[length] : LENGTHS - 1;
+    const int64_t s = share < 0.2 ? 0 : share < 0.4 ? 1 : share < 0.6 ? 2 : share < 0.8 ? 3 : share < 0.999 ? 4 : 5;
+    return (l * SHARES + s) * 2 + own;
+}
+
+/* A guess that may be made: what the places in `said` say. */
+typedef struct {
+    uint32_t said;
+    int64_t token, parent, depth, kind;
+    double weight, chance;
+} Idea;
+
+/* Add what the places of `before`, guess `parent`, say of the token behind it, in which they differ. */
+static int64_t extend(const Log *g, Place *places, const Idea *before, int64_t parent, Idea *ideas, int64_t n, int64_t most) {
+    const int64_t depth = before->depth + 1, first = n;
+    for (uint32_t left = before->said; left; left &= left - 1) {
+        Place *p = places + __builtin_ctz(left);
+        const int32_t at = g->after[p->at[depth]];
+        if (at < 0) continue; /* its text ends there */
+        int64_t k = first;
+        p->at[depth + 1] = at;
+        while (k < n && ideas[k].token != g->token[at]) k++;
+        if (k == most) continue;
+        if (k == n) ideas[n++] = (Idea){0, g->token[at], parent, depth, kind_of(p->length + depth, 0, p->own), 0, 0};
+        ideas[k].said |= left & -left;
+        ideas[k].weight += p->weight;
+    }
+    int64_t kept = first;
+    for (int64_t k = first; k < n; k++) {
+        const int64_t alone = kind_of(1, ideas[k].weight / before->weight, 0); /* the longest match gave the rest */
+        ideas[k].kind += alone;
+        ideas[k].chance = before->chance * g->share[ideas[k].kind];
+        if (ideas[k].chance > LEAST) ideas[kept++] = ideas[k];
+    }
+    return kept;
+}
+
+/* Tree i: the likeliest guesses of what follows place `end`, at most `most` tokens ahead. Its likeliest branch comes
+ * first: what is accepted lies in its place already. */
+static void grow(const Log *g, int64_t end, int64_t most, const Trees *into, int64_t i) {
+    Place places[PLACES];
+    Idea ideas[4 * PLACES], made[GUESSED];
+    int64_t n = 0, count = 0, order[GUESSED], node[GUESSED], ordered = 0;
+    const int64_t found = places_of(g, end, places);
+    Idea root = {0, -1, -1, -1, 0, 0, 1};
+    for (int64_t k = 0; k < found; k++) {
+        root.said |= (uint32_t)1 << k;
+        root.weight += places[k].weight;
+    }
+    n = extend(g, places, &root, -1, ideas, 0, 4 * PLACES);
+    for (; n && count < GUESSED; count++) {
+        int64_t best = 0;
+        for (int64_t k = 1; k < n; k++) best = ideas[k].chance > ideas[best].chance ? k : best;
+        made[count] = ideas[best];
+        ideas[best] = ideas[--n];
+        if (made[count].depth + 1 < most) n = extend(g, places, made + count, count, ideas, n, 4 * PLACES);
+    }
+    for (int64_t k = 0, at = -1; k < count; k++) {
+        node[k] = -1;
+        if (made[k].parent != at) continue;
+        order[ordered] = k;
+        node[k] = ordered++;
+        at = k;
+    }
+    for (int64_t k = 0; k < count; k++)
+        if (node[k] < 0) { order[ordered] = k; node[k] = ordered++; }
+    for (int64_t k = 0; k < count; k++) {
+        const Idea *idea = made + order[k];
+        into->tokens[i * NODES + k] = idea->token;
+        into->parents[i * NODES + k] = idea->parent < 0 ? -1 : node[idea->parent];
+        into->kinds[i * NODES + k] = idea->kind;
+    }
+    into->count[i] = count;
 }
 
 void look_up(Log *g, const Texts *t, const int64_t *rows, int64_t n, const int64_t *most, const Trees *into) {
@@ -102,28 +202,9 @@ void look_up(Log *g, const Texts *t, const int64_t *rows, int64_t n, const int64
         g->known[row] = t->length[row];
     }
     for (int64_t i = 0; i < n; i++) {
-        const int64_t end = g->newest[rows[i]];
-        int64_t place[BRANCHES], worth[BRANCHES], found = 0, all = most[i] < AHEAD ? most[i] : AHEAD;
+        const int64_t end = g->newest[rows[i]], all = most[i] < AHEAD ? most[i] : AHEAD;
         into->count[i] = 0;
-        if (all < 1 || end < 0) continue;
-        int64_t at = g->pair[end];
-        for (int64_t looked = 0; at >= 0 && looked < PLACES; looked++, at = g->pair[at]) {
-            if (g->after[at] < 0) continue; /* another row's newest token: nothing is known behind it */
-            const int64_t value = 2 * common(g, at, end) + (g->text[at] == g->text[end]);
-            if (found == BRANCHES && worth[found - 1] >= value) continue;
-            int64_t k = found < BRANCHES ? found++ : found - 1;
-            for (; k > 0 && worth[k - 1] < value; k--) { place[k] = place[k - 1]; worth[k] = worth[k - 1]; }
-            place[k] = at;
-            worth[k] = value;
-        }
-        if (!found) {
-            for (at = g->single[end]; at >= 0 && g->after[at] < 0;) at = g->single[at];
-            if (at >= 0) { place[0] = at; worth[0] = 2 + (g->text[at] == g->text[end]); found = 1; }
-        }
-        for (int64_t k = 0; k < found; k++) {
-            const int64_t group = 2 * (k > 0) + !(worth[k] & 1);
-            go_on(g, place[k], end, all, group * KINDS + worth[k] / 2, into, i);
-        }
+        if (all > 0 && end >= 0) grow(g, end, all, into, i);
     }
 }
 
@@ -153,11 +234,17 @@ void join(const int64_t *guesses, const int64_t *beams, const float *scores, int
         place[node] = put(t, i, step ? place[before] : -1, guesses[node], c->drafted + step * (c->borders + 1) + sure);
     }
     const int64_t drafted = t->count[i];
+    int64_t depth[NODES];
     for (int64_t k = 0; k < had; k++) {
         const int64_t parent = parents[k] < 0 ? -1 : place[parents[k]];
-        place[k] = parents[k] >= 0 && parent < 0 ? -1 : put(t, i, parent, tokens[k], c->against + kinds[k]);
-        if (place[k] >= 0 && place[k] < drafted && t->kinds[i * NODES + place[k]] < c->agreed)
-            t->kinds[i * NODES + place[k]] += c->agreed - c->drafted;
+        depth[k] = parents[k] < 0 ? 0 : depth[parents[k]] + 1;
+        const int beside = parent < drafted && depth[k] < steps; /* the drafter has looked there, and says something else */
+        place[k] = parents[k] >= 0 && parent < 0 ? -1 : put(t, i, parent, tokens[k], beside ? c->against + kinds[k] : kinds[k]);
+        if (place[k] < 0 || place[k] >= drafted) continue;
+        int64_t *kind = t->kinds + i * NODES + place[k];
+        const double chance = c->share[kinds[k]];
+        const int64_t level = chance < 0.2 ? 0 : chance < 0.4 ? 1 : chance < 0.7 ? 2 : 3;
+        *kind = c->agreed + (*kind - c->drafted) * AGREEMENTS + level;
     }
 }
 
@@ -212,7 +299,7 @@ int64_t choose(const Chances *c, const Texts *t, const int64_t *rows, int64_t n,
             const int64_t parent = trees->parents[from + k];
             chance[k] = c->share[trees->kinds[from + k]] * (parent < 0 ? 1 : chance[parent]);
             is_taken[from + k] = !seconds;
-            if (seconds && chance[k] > c->least) room[nodes++] = (Node){chance[k], from + k};
+            if (seconds && chance[k] > LEAST) room[nodes++] = (Node){chance[k], from + k};
         }
     }
     if (seconds) {

@@ -8,9 +8,15 @@
 #define NODES 64    /* guesses of a row, at most */
 #define LONGEST 16  /* tokens that are compared */
 #define AHEAD 16    /* tokens that are guessed behind a match */
-#define KINDS (LONGEST + AHEAD)
-#define PLACES 48   /* that are looked at */
-#define BRANCHES 3  /* places whose texts are guessed to go on */
+#define LOOKED 64   /* places behind the newest pair of tokens that are looked at; the most recent */
+#define PLACES 32   /* of which so many say what may follow, */
+#define OTHERS 24   /* so many of them in other texts; */
+#define SINGLES 4   /* and places behind the newest token alone, where these are few */
+#define GUESSED 24  /* guesses of n-grams */
+#define LEAST 0.02  /* chance of a guess that is thought of at all */
+#define LENGTHS 8   /* classes of n-grams' guesses: by the length of the match, */
+#define SHARES 6    /* by the share of the places that say so, and by whether the longest match is in the own text */
+#define AGREEMENTS 4 /* classes of a drafter's guesses that n-grams make as well: by their chance */
 
 /* What is known of the running rows: columns of rows.py. Turns are about some of them: rows[0 .. n-1]. */
 typedef struct {
@@ -37,13 +43,16 @@ typedef struct {
     int32_t *newest_pair, *newest_single; /* [buckets], [vocab]: the newest such place, or -1 */
     int64_t *newest, *known, *number;     /* [rows]: of each row's text the newest place or -1, tokens, and number */
     int64_t rows;
+    const double *share;                  /* of each class, how often a guess is right */
 } Log;
 
-/* Classes of guesses: the first one of those that the drafter alone makes, of those that n-grams make as well, and of
- * n-grams' beside the drafter's. `sure`: borders between a drafter's classes, by its probability. */
+/* Classes of guesses, of which n-grams' are the first: the first one of those that the drafter alone makes, of those that
+ * n-grams make as well, and of n-grams' beside the drafter's. `sure`: borders between a drafter's classes, by its
+ * probability. share: of each class, how often a guess is right. */
 typedef struct {
     int64_t drafted, agreed, against, borders;
     const float *sure;
+    const double *share;
 } Classes;
 
 /* How often guesses of each class are right [classes], and of how many that is known. */
@@ -52,7 +61,6 @@ typedef struct {
     Trees watched;   /* of each row: guesses whose outcome will be known when the text has grown, verified or not */
     int64_t *start;  /* of each row: the tokens of the text before them */
     int64_t most;    /* guesses of a turn */
-    double least;    /* chance of a guess that is thought of at all */
 } Chances;
 
 typedef struct { double chance; int64_t place; } Node; /* place: tree * NODES + guess */
@@ -61,8 +69,8 @@ typedef struct { double chance; int64_t place; } Node; /* place: tree * NODES + 
  * computed, and what follows it is not even drawn. */
 void ahead(const Texts *t, const int64_t *rows, int64_t n, int64_t most, int64_t *tokens);
 
-/* The trees of what texts say of rows[0 .. n-1]: of the BRANCHES places behind the longest matches of a text's end, of
- * equal ones in its own text and then the most recent, that what follows there follows again. */
+/* The trees of what texts say of rows[0 .. n-1]: what followed where the last tokens stood before, the likelier the longer
+ * the match and the more places say so. */
 void look_up(Log *g, const Texts *t, const int64_t *rows, int64_t n, const int64_t *most, const Trees *into);
 
 /* Make tree i one of the guesses of a drafter's search, for one row [length, width] each, of which those `most` tokens

@@ -33,7 +33,7 @@ class CGuessing(ctypes.Structure):
 
     _fields_ = [
         *((n, _P) for n in ("texts", "log", "chances", "proposed", "chosen", "nodes", "classes", "drafter")),
-        *((n, _I) for n in ("length", "width", "sure_match")),
+        *((n, _I) for n in ("length", "width", "sure")),
         *((n, _P) for n in ("hidden", "room", "guesses", "beams", "scores")),
     ]
     keep: tuple[object, ...] = ()
@@ -55,7 +55,7 @@ class Functions:
         self.join = function("join", None, _P, _P, _P, _I, _I, _I, _P, _P, _I)
         self.choose = function("choose", _I, _P, _P, _P, _I, _P, _P, _D, _P, _P, _P)
         constant = function("guess_constant", _I, _I)
-        self.nodes, self.longest, self.ahead_most, self.branches = (constant(i) for i in range(4))
+        self.nodes, self.longest, self.most_ahead, self.lengths, self.shares, self.agreements = map(constant, range(6))
 
 
 @cache

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
@@ -30,11 +28,11 @@ MOST = 96  # tokens of a pass with guesses
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # tokens of a pass of which the cost is known
 _TOKENS = np.arange(SIZES[-1] + 1)
 PER_TOKEN = 0.08  # of a pass, before anything was measured: what one more token adds
+ASSUMED = 1 + PER_TOKEN * (np.array(SIZES) - 1.0)
 FAST, SLOW = 0.2, 0.05  # weights of a new measurement: in the level of all costs, in the share of one size at last
 FIRST = 3  # passes of a size that say nothing of the level
 WIDEST = 1.5  # factor by which a single measurement counts, at most: the machine may have been elsewhere
 MEMORY = 150.0  # guesses of a class that are remembered, about
-LEAST_CHANCE = 0.02  # of a guess that is thought of at all
 PLAIN = 32  # of so many turns one is plain, whatever guesses are worth: they are compared with it
 LEARNING = 200  # turns whose passes are all measured; then every so many
 PLAIN_MEASURED, GUESSED_MEASURED = 8, 3
@@ -53,8 +51,8 @@ class PassCost:
 
     def __init__(self) -> None:
         self.level = 0.0  # seconds; 0: nothing was measured
-        self._shares = {guessed: [1 + PER_TOKEN * (size - 1) for size in SIZES] for guessed in (False, True)}
-        self._seen = {guessed: [0.0] * len(SIZES) for guessed in (False, True)}  # passes of about each size
+        self._shares = {guessed: ASSUMED.copy() for guessed in (False, True)}
+        self._seen = {guessed: np.zeros(len(SIZES)) for guessed in (False, True)}  # passes of about each size
         self._tables: dict[bool, np.ndarray] = {}  # what follows from these
 
     def __call__(self, tokens: int, guessed: bool) -> float:
@@ -66,7 +64,7 @@ class PassCost:
     def table(self, guessed: bool) -> np.ndarray:
         """Return the seconds of passes of 0, 1, .. tokens, in units of the level."""
         if (table := self._tables.get(guessed)) is None:
-            table = self._tables[guessed] = np.interp(_TOKENS, SIZES, self._straight(guessed))
+            table = self._tables[guessed] = np.interp(_TOKENS, SIZES, self._line(guessed))
         return table
 
     def measured(self, tokens: int, guessed: bool, seconds: float) -> None:
@@ -78,33 +76,34 @@ class PassCost:
             return
         error = min(WIDEST, max(1 / WIDEST, seconds / (self.level * expected)))
         (i, weight), shares, seen = _between(tokens), self._shares[guessed], self._seen[guessed]
+        line = self._line(guessed)
         for size, part in ((i, 1 - weight), (i + 1, weight)):
             if part > 0:
-                factor = error ** (part * max(SLOW, 1 / (2 + seen[size])))
-                shares[size] *= factor
-                if seen[size] < FIRST:
-                    self._scale_unseen(factor)
+                if not seen[size]:
+                    shares[size] = line[size]
+                shares[size] *= error ** (part * max(SLOW, 1 / (2 + seen[size])))
                 seen[size] += part
-        self._tables.pop(guessed, None)
+        self._tables.clear()
         if not guessed and seen[i] > FIRST:  # what is new to a size is not news of all
             self.level *= error**FAST
 
-    def _straight(self, guessed: bool) -> list[float]:
-        """The shares, where more tokens never take less: a single slow pass of a few tokens does not speak against them
-        for ever, and what is assumed of a size is no less than what was measured of a smaller one."""
-        line, least = list(self._shares[guessed]), float("inf")
-        for size in reversed(range(len(line))):
-            if self._seen[guessed][size] > 0:
-                line[size] = least = min(least, line[size])
-        return list(accumulate(line, max))
-
-    def _scale_unseen(self, factor: float) -> None:
-        """Let what is assumed of sizes that were not measured follow what was."""
-        self._tables.clear()
-        for guessed, seen in self._seen.items():
-            for size, passes in enumerate(seen):
-                if passes == 0:
-                    self._shares[guessed][size] *= factor
+    def _line(self, guessed: bool) -> np.ndarray:
+        """The share of each size. One that was not measured lies between those that were, or is in the proportion that
+        is assumed to the nearest one; a pass with guesses is taken for one without as long as it was not. More tokens
+        never take less: a single slow pass of a few does not speak against them for ever."""
+        known, shares = self._seen[guessed] > 0, self._shares[guessed]
+        if guessed:
+            plain = self._seen[False] > 0
+            shares, known = np.where(known, shares, self._shares[False]), known | plain
+        if not known.any():
+            return ASSUMED
+        places = np.flatnonzero(known)
+        values = np.minimum.accumulate(shares[places][::-1])[::-1]
+        line = np.interp(SIZES, np.array(SIZES)[places], values)
+        first, last = places[0], places[-1]
+        line[:first] = ASSUMED[:first] * (values[0] / ASSUMED[first])
+        line[last:] = ASSUMED[last:] * (values[-1] / ASSUMED[last])
+        return np.maximum.accumulate(line)
 
 
 def _between(tokens: int) -> tuple[int, float]:
@@ -122,17 +121,17 @@ class _CChances(ctypes.Structure):
         ("watched", CTrees),
         ("start", ctypes.c_void_p),
         ("most", ctypes.c_int64),
-        ("least", ctypes.c_double),
     ]
 
 
 class Chances:
-    """How often a guess of each class is right, where what is before it was. ``expected``: as known beforehand, which
-    counts as much as two guesses. Of each of ``rows`` rows one turn's guesses are held against what the text becomes,
-    verified or not."""
+    """How often a guess of each class is right, where what is before it was. ``expected`` float64: as known beforehand,
+    which counts as much as two guesses; what is learned is written there. Of each of ``rows`` rows one turn's guesses
+    are held against what the text becomes, verified or not."""
 
-    def __init__(self, expected: Sequence[float], rows: int):
-        self.share = np.array(expected)  # of each class
+    def __init__(self, expected: np.ndarray, rows: int):
+        assert expected.dtype == np.float64
+        self.share = expected  # of each class
         self._tried = np.full(len(expected), 2.0)
         self._watched, self._start = Trees(rows), np.zeros(rows, np.int64)
         self._structure = _CChances(
@@ -142,7 +141,6 @@ class Chances:
             self._watched.structure,
             self._start.ctypes.data,
             MOST,
-            LEAST_CHANCE,
         )
         self.address = ctypes.addressof(self._structure)
 

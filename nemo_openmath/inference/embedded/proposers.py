@@ -5,7 +5,7 @@ Guesses are free to be wrong: every token is drawn by the model itself (drawing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,9 @@ from nemo_openmath.inference.embedded.rows import RowTable
 class Proposer(Protocol):
     """Guesses for the rows of a batch. Rows are those of the batch's table, which holds their tokens."""
 
-    expected: Sequence[float]
-    """Of each class of guesses: how often one is right, as far as that is known beforehand."""
+    expected: np.ndarray
+    """float64. Of each class of guesses: how often one is right, as far as that is known beforehand. What is learned is
+    written here (pace.Chances)."""
     levels: int
     """Ways to make guesses: the cheapest is 1."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -137,16 +136,16 @@ class CompiledSearch:
 
 class Classes(ctypes.Structure):
     """``Classes`` of guess.c: the first class of guesses that the drafter alone makes, of those that n-grams make as
-    well, and of n-grams' beside the drafter's."""
+    well, and of n-grams' beside the drafter's. ``share``: of each class, how often a guess is right."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("drafted", "agreed", "against", "borders")),
-        ("sure", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("sure", "share")),
     ]
 
-    def __init__(self, drafted: int, agreed: int, against: int):
-        self.keep = np.array(SURE, np.float32)
-        super().__init__(drafted, agreed, against, len(SURE), self.keep.ctypes.data)
+    def __init__(self, drafted: int, agreed: int, against: int, share: np.ndarray):
+        self.keep = np.array(SURE, np.float32), share
+        super().__init__(drafted, agreed, against, len(SURE), self.keep[0].ctypes.data, share.ctypes.data)
 
 
 class RedrafterProposer:
@@ -155,7 +154,7 @@ class RedrafterProposer:
     def __init__(self, table: RowTable, search: Search):
         self._c, self._table, self._search = functions(), table, search
         middles = [(low + high) / 2 for low, high in zip((0.0, *SURE), (*SURE, 1.0), strict=True)]
-        self.expected: Sequence[float] = middles * search.length
+        self.expected = np.array(middles * search.length)
 
     def join(self, rows: np.ndarray, most: np.ndarray, asked: np.ndarray, classes: Classes, into: Trees) -> None:
         """Join the drafter's guesses for some of a turn's ``rows`` with those in their trees. ``asked``: which of the

@@ -39,7 +39,7 @@ typedef struct {
     Node *nodes;                                       /* room for choose() */
     const Classes *classes;
     const void *drafter;
-    int64_t length, width, sure_match;                 /* of the search; tokens of a match behind which nobody else is asked */
+    int64_t length, width, sure;                       /* of the search; the first class of guesses beside which nobody is asked */
     float *hidden, *room;                              /* [rows, hidden], and a search's */
     int64_t *guesses, *beams;                          /* [rows, length, width] */
     float *scores;
@@ -65,7 +65,7 @@ static int64_t look(const Guessing *g, const Rows *r, int64_t hidden, const int6
     ahead(g->texts, rows, n, most, left);
     look_up(g->log, g->texts, rows, n, left, g->proposed);
     for (int64_t i = 0; level > 1 && i < n; i++) {
-        if (left[i] < 1 || (g->proposed->count[i] && g->proposed->kinds[i * NODES] % KINDS >= g->sure_match)) continue;
+        if (left[i] < 1 || (g->proposed->count[i] && g->proposed->kinds[i * NODES] >= g->sure)) continue;
         memcpy(g->hidden + asked * hidden, r->states + rows[i] * hidden, hidden * sizeof(float));
         newest[asked] = r->ids[rows[i] * r->capacity + r->length[rows[i]] - 1];
         some[asked++] = i;
