@@ -122,8 +122,8 @@ class CompiledSearch:
 
     def compiled(self, rows: int) -> CGuessing:
         """Return the search for turns.c, with room for ``rows`` rows."""
-        found = rows * self.length * self.width
-        guesses, beams, scores = np.empty(found, np.int64), np.empty(found, np.int64), np.empty(found, np.float32)
+        size = rows * self.length * self.width
+        guesses, beams, scores = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
         hidden = np.empty(rows * self._drafter.hidden, np.float32)
         made = CGuessing(
             drafter=ctypes.addressof(self._drafter), length=self.length, width=self.width, room=self._room[0].data_ptr()
