@@ -1,14 +1,14 @@
 """Decoding with guessed tokens against plain decoding: the same requests, the same tokens, one run.
 
     python benchmarks/drafting.py [MODEL] [--drafter DIR] [--batches 1,4,16] [--tokens 120] [--samples 1] [--threads 1]
-    python benchmarks/drafting.py MODEL --generations runs/drafter/held_out --drafter runs/drafter/drafter
+    python benchmarks/drafting.py MODEL --generations runs/drafter/held_out --drafter runs/drafter/drafter --page F.md
 
 MODEL: a model folder with a chat template, which is asked short problems of mathematics; without it, the base model of
 the tiny world (``examples/base``), which goes on with documents of that world. For each number of requests at once, and
 greedily as well as at temperature 0.7: the seconds of plain decoding over those with n-grams (``ngram``) and, with
 ``--drafter``, a trained drafter, in processor time and in wall time, the tokens of a step of a request, and how many
 guesses were right at the first place behind the newest token, at the second, and so on. Prompts are not counted.
-``--samples``: of each problem.
+``--samples``: of each problem. ``--page``: a file for the drafter's ``acceptance.md`` and, behind it, these numbers.
 ``--generations``: a folder of solutions of the model: all that it wrote there, between runs of code as well, is asked
 for again, from what stood before it. ``--unguessable``: random prompts and temperature 2 instead, of which nothing can
 be guessed; what looking costs.
@@ -35,6 +35,7 @@ from nemo_openmath.chat import Transcript, encode_many
 from nemo_openmath.chat.tokenizer import ChatTokenizer
 from nemo_openmath.core.engine import Sampling
 from nemo_openmath.core.records import Generation, read_records
+from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
 from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
@@ -43,6 +44,7 @@ from nemo_openmath.inference.embedded.requests import EngineRequest
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
 from nemo_openmath.inference.embedded.weights import Weights, load_weights
 from nemo_openmath.models.stop_tokens import end_ids
+from nemo_openmath.speculative.report import PAGE
 
 BASE = Path(__file__).parents[1] / "examples" / "base"
 CONTEXT = 1024
@@ -154,8 +156,10 @@ def engines(
 
 def compare(
     make: Callable[[], dict[str, ContinuousBatch]], requests: list[EngineRequest], rounds: int, threads: int
-) -> None:
-    """Print a line for each engine. The first half of the requests comes before the clock starts."""
+) -> list[str]:
+    """Print a line for each engine, and return what a table says of each. The first half of the requests comes before
+    the clock starts."""
+    cells = []
     measured: dict[str, list[Measured]] = {}
     half = len(requests) // 2
     for _ in range(rounds):
@@ -174,6 +178,18 @@ def compare(
         line += f"   {best.generated / best.row_steps:.2f} tokens a step"
         shares = " ".join(f"{n / best.row_steps:.2f}" for n in best.accepted[:8])
         print(line + (f"   right at place 1, 2, ..: {shares}" if shares else ""), flush=True)
+        cells.append(f"{Path(name).name} | x{wall:.2f} | x{cpu:.2f} | {best.generated / best.row_steps:.2f} | {shares}")
+    return cells
+
+
+def write_page(file: Path, drafter: Path, rows: Sequence[str]) -> None:
+    """Write what the drafter's training counted, and the speed that was measured, on one page."""
+    measured = ["", "## How much faster, measured", "", "Against plain decoding by the embedded engine, here.", ""]
+    measured += [
+        "| requests at once | temperature | guesses of | wall time | CPU time | tokens a step | right, by place |"
+    ]
+    measured += ["|---|---|---|---|---|---|---|", *rows]
+    file.write_text((drafter / PAGE).read_text() + "\n".join(measured) + "\n")
 
 
 def main() -> None:
@@ -189,7 +205,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=0, help="at each batch size, one batch after the other")
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--unguessable", action="store_true")
+    parser.add_argument("--page", type=Path, metavar="FILE")
     options = parser.parse_args()
+    if options.page is not None:
+        if options.drafter is None or not (Path(options.drafter) / PAGE).is_file():
+            parser.error(f"--page is for the {PAGE} in the folder of a --drafter")
+        refuse_inside_stage(options.page.absolute().parent)
+    rows: list[str] = []
     torch.set_num_threads(options.threads)
     sizes = [int(size) for size in options.batches.split(",")]
     drafters = [NONE, NGRAM, *([options.drafter] if options.drafter else [])]
@@ -221,7 +243,10 @@ def main() -> None:
                     EngineRequest(prompt, Sampling(length, temperature, top_p, seed=i), lambda _: None)
                     for i, (prompt, length) in enumerate(asked)
                 ]
-                compare(make, requests, options.rounds, options.threads)
+                cells = compare(make, requests, options.rounds, options.threads)
+                rows += [f"| {size} | {temperature:g} | {row} |" for row in cells]
+    if options.page is not None:
+        write_page(options.page, Path(options.drafter), rows)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ _SPEED = {
     "redrafter": [
         f"{_EVERYWHERE} On the embedded engine, in a checkout of this project:",
         "",
-        "    python benchmarks/drafting.py MODEL --generations HELD_OUT --drafter FOLDER --batches 1,4,16",
+        "    python benchmarks/drafting.py MODEL --generations HELD_OUT --drafter FOLDER \\",
+        "        --batches 1,4,16 --requests 16 --temperatures 0 --page speed.md",
         "",
-        "MODEL and FOLDER: the model, and the folder of this page. HELD_OUT: that of the held-out solutions.",
+        "MODEL and FOLDER: the model, and the folder of this page. HELD_OUT: that of the held-out solutions. "
+        "`speed.md` is this page with the numbers behind it.",
     ],
     "eagle3": [f"{_EVERYWHERE} Serve the model with the head and without it, and send both the same requests."],
 }
