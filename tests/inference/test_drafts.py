@@ -142,10 +142,40 @@ async def test_completions_are_those_of_plain_decoding(model_dir, slots):
         statistics = engine.statistics
         assert statistics.drafted > sum(statistics.accepted) > statistics.generated_tokens / 5
         assert statistics.steps < statistics.generated_tokens
-    engine = EmbeddedEngine.load(model_dir, threads=1, drafter="ngram", slots=slots)
-    answers = await asyncio.gather(*(engine.complete(r) for r in made))
+
+
+@compiler
+@pytest.mark.parametrize("slots", [1, 3, 16])
+@pytest.mark.parametrize("name", ["ngram", "drafter"])
+async def test_several_turns_at_once_are_those_of_plain_decoding(model_dir, tmp_path, name, slots):
+    """Everything is asked for twice, so that n-grams know the second answers; guesses seem to cost nothing."""
+    made = requests(40)
+    plain = await plain_answers(model_dir, made, slots=16)
+    source = drafter(tmp_path / "d") if name == "drafter" else name
+    engine = EmbeddedEngine.load(model_dir, threads=1, drafter=source, slots=slots)
+    batch = engine._scheduler._batch
+    cost = batch._drafting.pace.cost
+    cost.level, cost.measured = 1.0, lambda *_: None
+    calls, run = [], batch._turns.run
+
+    def counted(*arguments):
+        done = run(*arguments)
+        calls.append(len(done.turns))
+        return done
+
+    batch._turns.run = counted
+    for _ in range(2):
+        answers = await asyncio.gather(*(engine.complete(r) for r in made))
+        assert list(map(result, answers)) == list(map(result, plain))
+    streamed = [c async for c in engine.stream(made[0])]
     await engine.close()
-    assert list(map(result, answers)) == list(map(result, plain))
+    assert result(streamed[-1].completion) == result(plain[0])
+    statistics = engine.statistics
+    assert statistics.generated_tokens == 2 * sum(len(a.token_ids) for a in plain) + len(plain[0].token_ids)
+    assert statistics.generated_tokens == statistics.row_steps + sum(statistics.accepted) + statistics.requests
+    assert statistics.steps == sum(calls)
+    assert max(calls) > 4
+    assert statistics.drafted > sum(statistics.accepted) > statistics.generated_tokens / 5
 
 
 @compiler
