@@ -3,7 +3,8 @@
 A small random model completes prompts of all kinds (greedy and drawn, with stop strings, log-probabilities, streams)
 without guesses, and then with each proposer and number of slots: random trees, trees that are right now and then,
 n-grams and a random drafter, for which each prompt comes twice, so that they know the second answer. Text, tokens,
-log-probabilities, ends and usage must be equal, bit for bit. Then the frequencies of ``--seeds`` draws of four tokens with guesses against the product of transformers' probabilities.
+log-probabilities, ends and usage must be equal, bit for bit. Then the frequencies of ``--seeds`` draws of four tokens
+with guesses against the product of transformers' probabilities.
 """
 
 from __future__ import annotations
