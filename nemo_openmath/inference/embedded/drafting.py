@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,25 @@ from nemo_openmath.inference.embedded.pace import Chances, Pace, choose
 from nemo_openmath.inference.embedded.proposers import DraftSource
 from nemo_openmath.inference.embedded.rows import RowTable
 
+BETWEEN = 1e-4  # seconds between calls for several turns
 MOST_AHEAD, LEAST_AHEAD = 32, 2  # tokens that are guessed, of all rows together; of each
+
+
+class Plan(NamedTuple):
+    """How some turns look for guesses."""
+
+    level: int
+    """The way to look, from 1 on; 0: they do not."""
+    turns: int
+    """Turns for which that holds, at most."""
+    phase: int = 0
+    """How many turns after a plain one the first one is."""
+    ahead: int = 0
+    """Tokens that are guessed of a row."""
+    seconds: np.ndarray | None = None
+    """Of passes of 0, 1, .. tokens with guesses (:meth:`Pace.costs`)."""
+    token: float = 1.0
+    """Seconds of one token of a plain pass."""
 
 
 class Drafting:
@@ -74,18 +93,24 @@ class Drafting:
         made.proposed, made.chosen, made.nodes = self._proposed.address, self._chosen.address, self._nodes.ctypes.data
         return made
 
-    def plan(self, rows: int) -> tuple[int, int, int, int, np.ndarray, float]:
-        """Return how the next turns of ``rows`` rows are to look for guesses, how many turns after a plain one they
-        are, for how many of them that holds, how far ahead they guess, and :meth:`Pace.costs`."""
-        assert self.pace is not None
-        level = self.pace.way(rows)
-        return level, self.pace.since_plain(), self.pace.holds(level), self._ahead(rows), *self.pace.costs(rows)
-
-    def turned(self, turns: np.ndarray) -> None:
-        """Learn from turns (turns.py), of which those with guesses count together, and passes of a size."""
+    def plan(self, rows: int) -> Plan:
+        """Return how the next turns of ``rows`` rows are to look for guesses."""
         pace = self.pace
         assert pace is not None
-        pace.passed(len(turns))
+        level = pace.way(rows)
+        if not level:
+            return Plan(0, pace.holds(0))
+        return Plan(level, pace.holds(level), pace.since_plain(), self._ahead(rows), *pace.costs(rows))
+
+    def turned(self, plan: Plan, turns: np.ndarray) -> None:
+        """Learn from turns (turns.py), of which those with guesses count together, and passes of a size. Where a token
+        ended them before the plan did, as it does the sooner the more tokens a turn makes, they are charged for what is
+        done between calls."""
+        pace, n = self.pace, len(turns)
+        assert pace is not None
+        pace.passed(n)
+        if not plan.level and not pace.measures(guessed=False):
+            return
         looked = 0
         made = cost = seconds = 0.0
         passes: dict[tuple[int, bool], list[float]] = {}
@@ -95,7 +120,7 @@ class Drafting:
                 looked, made, cost, seconds = looked + 1, made + makes, cost + costs, seconds + look
         if looked:
             pace.worth(made / looked, cost / looked)
-            pace.looked(seconds / looked)
+            pace.looked(seconds / looked + (BETWEEN / n if n < plan.turns else 0.0))
         for (tokens, has_guesses), each in passes.items():
             if pace.measures(has_guesses):
                 pace.cost.measured(tokens, has_guesses, sum(each) / len(each))

@@ -37,6 +37,8 @@ PLAIN = 32  # of so many turns one is plain, whatever guesses are worth: they ar
 LEARNING = 200  # turns whose passes are all measured; then every so many
 PLAIN_MEASURED, GUESSED_MEASURED = 8, 3
 FAIR = 12  # turns in which each way to look is tried before it may rest
+WORTH = 1.05  # speed from which on looking is worth it, in units of plain decoding's
+FEW, HOPE = 3, (0.5, 0.8)  # turns of these, and the share of the best speed below which it rests before or after them
 LOOK, SLEEP = 0.2, 127  # weight of a look in what looking is worth; turns of a rest, at most
 AGAIN = 2  # turns of a way to look that has rested, before it may rest again
 
@@ -172,9 +174,10 @@ class Look:
         return self.made / self.took if self.tried >= FAIR else 0.0
 
     def rested(self, fastest: float) -> None:
-        """Decide when the next turn is. ``fastest``: speed of all ways, and of plain decoding."""
+        """Decide when the next turn is. ``fastest``: speed of all ways, and what looking is to reach."""
         self.trial -= 1
-        if self.trial > 0 and 2 * self.made > fastest * self.took:  # a single turn says little, unless it is hopeless
+        hope = HOPE[self.tried >= FEW]
+        if self.trial > 0 and self.made > hope * fastest * self.took:  # a single turn says little, but not nothing
             return
         self.pause = min(SLEEP, 2 * self.pause + 1) if self.speed < fastest else 0
         self.rest, self.trial = self.pause, AGAIN
@@ -281,4 +284,4 @@ class Pace:
         if self.cost.level:
             made, took = self._turn
             now.turned(made, took + seconds / self.cost.level)
-        now.rested(max(1.0, *(look.speed for look in self._looks)))
+        now.rested(max(WORTH, *(look.speed for look in self._looks)))

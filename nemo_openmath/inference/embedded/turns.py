@@ -14,13 +14,14 @@ import numpy as np
 
 from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
-from nemo_openmath.inference.embedded.drafting import Drafting
+from nemo_openmath.inference.embedded.drafting import Drafting, Plan
 from nemo_openmath.inference.embedded.guesses import CGuessing
 from nemo_openmath.inference.embedded.pace import MOST, PLAIN
 from nemo_openmath.inference.embedded.rows import RowTable
 
 LIMIT = 0.01  # seconds of the processor
 MOST_TURNS = 64
+NOTHING = Plan(0, MOST_TURNS)
 ALONE = 4  # rows of a small model that one thread computes as fast as several, which would have to meet in each layer
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -87,10 +88,7 @@ class Turns:
         """Do at most ``most`` turns of ``rows``, and at least one. The last one is the first in which a token came that
         may end a request, or in which a row is full. ``could_end`` bool [stop sets, vocab]: such tokens."""
         n, drafting = len(rows), self._drafting
-        level, phase, ahead, seconds, token = 0, 0, 0, None, 1.0
-        if drafting is not None:
-            level, phase, turns, ahead, seconds, token = drafting.plan(n)
-            most = min(most, turns)
+        plan = NOTHING if drafting is None else drafting.plan(n)
         self._right[:] = 0
         done = self._decoder.turns(
             rows,
@@ -101,13 +99,13 @@ class Turns:
                 could_end.ctypes.data,
                 rows.ctypes.data,
                 n,
-                level,
-                phase,
+                plan.level,
+                plan.phase,
                 PLAIN,
-                ahead,
-                None if seconds is None else seconds.ctypes.data,
-                token,
-                min(most, MOST_TURNS),
+                plan.ahead,
+                None if plan.seconds is None else plan.seconds.ctypes.data,
+                plan.token,
+                min(most, plan.turns),
                 LIMIT,
                 *self._results,
             ),
@@ -115,7 +113,7 @@ class Turns:
         self._decoder.wrote(rows, self._table.length[rows] + len(self._right))
         turned = self._log[:done]
         if drafting is not None:
-            drafting.turned(turned)
+            drafting.turned(plan, turned)
         return Done(turned, self._right, self._before[:n])
 
 
