@@ -18,7 +18,7 @@ BETWEEN = 1e-4  # seconds between calls for several turns
 MOST_AHEAD, LEAST_AHEAD = 32, 2  # tokens that are guessed, of all rows together; of each
 
 
-class Plan(NamedTuple):
+class TurnPlan(NamedTuple):
     """How some turns look for guesses."""
 
     level: int
@@ -93,16 +93,16 @@ class Drafting:
         made.proposed, made.chosen, made.nodes = self._proposed.address, self._chosen.address, self._nodes.ctypes.data
         return made
 
-    def plan(self, rows: int) -> Plan:
+    def plan(self, rows: int) -> TurnPlan:
         """Return how the next turns of ``rows`` rows are to look for guesses."""
         pace = self.pace
         assert pace is not None
         level = pace.way(rows)
         if not level:
-            return Plan(0, pace.holds(0))
-        return Plan(level, pace.holds(level), pace.since_plain(), self._ahead(rows), *pace.costs(rows))
+            return TurnPlan(0, pace.holds(0))
+        return TurnPlan(level, pace.holds(level), pace.since_plain(), self._ahead(rows), *pace.costs(rows))
 
-    def turned(self, plan: Plan, turns: np.ndarray) -> None:
+    def turned(self, plan: TurnPlan, turns: np.ndarray) -> None:
         """Learn from turns (turns.py), of which those with guesses count together, and passes of a size. Where a token
         ended them before the plan did, as it does the sooner the more tokens a turn makes, they are charged for what is
         done between calls."""

@@ -14,14 +14,14 @@ import numpy as np
 
 from nemo_openmath.inference.embedded.compiled import LARGE_BYTES, CompiledDecoder
 from nemo_openmath.inference.embedded.decoder import Decoder
-from nemo_openmath.inference.embedded.drafting import Drafting, Plan
+from nemo_openmath.inference.embedded.drafting import Drafting, TurnPlan
 from nemo_openmath.inference.embedded.guesses import CGuessing
 from nemo_openmath.inference.embedded.pace import MOST, PLAIN
 from nemo_openmath.inference.embedded.rows import RowTable
 
 LIMIT = 0.01  # seconds of the processor
 MOST_TURNS = 64
-NOTHING = Plan(0, MOST_TURNS)
+NOTHING = TurnPlan(0, MOST_TURNS)
 ALONE = 4  # rows of a small model that one thread computes as fast as several, which would have to meet in each layer
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
