@@ -78,6 +78,56 @@ static int64_t look(const Guessing *g, const Rows *r, int64_t hidden, const int6
     return choose(g->chances, g->texts, rows, n, g->proposed, seconds, token, g->chosen, worth, g->nodes);
 }
 
+/* The rows of a pass: of rows[0 .. n-1] their newest tokens and, if there are `guesses`, what may follow them. nodes,
+ * starts [n]: of each row its nodes and its newest token's position; parents [MOST_TOKENS]: of each node, in its tree. */
+static void fill(Batch *b, const Rows *r, const Trees *guesses, const int64_t *slot, const int64_t *rows, int64_t n,
+                 int64_t *nodes, int64_t *starts, int64_t *parents) {
+    int64_t *tokens = (int64_t *)b->tokens, *slots = (int64_t *)b->slots, *positions = (int64_t *)b->positions;
+    int64_t *stored = (int64_t *)b->stored, total = 0, chains = 1;
+    for (int64_t i = 0; i < n; i++) {
+        starts[i] = r->length[rows[i]] - 1;
+        nodes[i] = guesses ? guesses->count[i] : 1;
+        for (int64_t k = 0; k < nodes[i]; k++, total++) {
+            const int64_t at = i * NODES + k, depth = k ? guesses->kinds[at] : 0;
+            tokens[total] = k ? guesses->tokens[at] : r->ids[rows[i] * r->capacity + starts[i]];
+            parents[total] = k ? guesses->parents[at] : -1;
+            slots[total] = slot[rows[i]];
+            positions[total] = stored[total] = starts[i] + depth;
+            chains = chains && depth == k;
+        }
+    }
+    b->logit_rows = total;
+    if (chains) b->body = NULL;
+    else lay_out(n, nodes, starts, parents, stored, (int64_t *)b->body, (int64_t *)b->tail, (int64_t *)b->tails);
+}
+
+/* Draw the tokens of a row, whose nodes are those from `first` on, as far as its guesses are right, and append them: the
+ * path that was gone, of `*steps` nodes. right [NODES]: guesses that were right are counted, by their depth. Tells whether
+ * one of the tokens may end the request. */
+static int draw(const Batch *b, const Rows *r, int64_t vocab, const unsigned char *could_end, float *room, int64_t row,
+                int64_t first, int64_t nodes, const int64_t *parents, int64_t *path, int64_t *steps, int64_t *right) {
+    const int64_t base = row * r->capacity, place = base + r->length[row] - r->prompt_length[row];
+    const int64_t stride = (vocab + PANEL - 1) / PANEL * PANEL;
+    const unsigned char *ends = could_end + r->stop_set[row] * vocab;
+    int64_t depth = 0, node = 0, drawn;
+    int may_end = 0;
+    for (;; depth++) {
+        path[depth] = node;
+        sample(b->logits + (first + node) * stride, stride, vocab, r->temperature + row, r->top_p + row, r->top_k + row,
+               r->min_p + row, r->uniforms + place + depth, 0, 1, room, &drawn,
+               r->wants_logprobs[row] ? r->logprobs + place + depth : NULL);
+        r->ids[base + r->length[row]++] = (int32_t)drawn;
+        may_end |= ends[drawn] || r->length[row] >= r->full_length[row];
+        int64_t child = node + 1;
+        while (child < nodes && (parents[first + child] != node || b->tokens[first + child] != drawn)) child++;
+        if (child == nodes) break;
+        node = child;
+        right[depth]++;
+    }
+    *steps = depth + 1;
+    return may_end;
+}
+
 /* Do turns with rows[0 .. n-1], all of which decode and have memory for NODES tokens more, until `turns` are done, `limit`
  * seconds are over, or a token came that may end its request (could_end [stop sets, vocab]; or its length is full_length).
  * level: how to look for guesses, 0: not at all; each `plain`th turn does not, the first one being turn `phase`.
@@ -90,73 +140,34 @@ static int64_t look(const Guessing *g, const Rows *r, int64_t hidden, const int6
 int64_t run(const Model *m, Batch *batch, const float *norm, const int64_t *slot, float *scratch, float *room, const Rows *r,
             const Guessing *g, const unsigned char *could_end, const int64_t *rows, int64_t n, int64_t level, int64_t phase,
             int64_t plain, int64_t most, const double *seconds, double token, int64_t turns, double limit, Turn *done, int64_t *right, int64_t *before) {
-    Batch b = *batch;
-    const int64_t hidden = m->hidden, stride = (m->vocab + PANEL - 1) / PANEL * PANEL;
-    int64_t *tokens = (int64_t *)b.tokens, *slots = (int64_t *)b.slots, *positions = (int64_t *)b.positions;
-    int64_t *stored = (int64_t *)b.stored, *body = (int64_t *)b.body, *tail = (int64_t *)b.tail, *tails = (int64_t *)b.tails;
     const double began = now();
     double last = began;
-    int ended = 0;
     int64_t turn = 0;
+    int ended = 0;
     for (; turn < turns && !ended && last - began < limit; turn++) {
+        Batch b = *batch;
         Turn *d = done + turn;
         double worth[2] = {0, 0};
-        int64_t starts[MOST_TOKENS], nodes[MOST_TOKENS], parents[MOST_TOKENS], total = 0, chains = 1;
+        int64_t starts[MOST_TOKENS], nodes[MOST_TOKENS], parents[MOST_TOKENS];
         d->looked = level && (phase + turn) % plain;
-        d->guessed = d->looked ? look(g, r, hidden, rows, n, level, most, seconds, token, worth) : 0;
-        d->made = worth[0];
-        d->took = worth[1];
+        d->guessed = d->looked ? look(g, r, m->hidden, rows, n, level, most, seconds, token, worth) : 0;
         const double looked = d->looked ? now() : last;
-        d->look = looked - last;
-        for (int64_t i = 0; i < n; i++) {
-            starts[i] = r->length[rows[i]] - 1;
-            nodes[i] = d->guessed ? g->chosen->count[i] : 1;
-            for (int64_t k = 0; k < nodes[i]; k++, total++) {
-                const int64_t at = i * NODES + k, depth = k ? g->chosen->kinds[at] : 0;
-                tokens[total] = k ? g->chosen->tokens[at] : r->ids[rows[i] * r->capacity + starts[i]];
-                parents[total] = k ? g->chosen->parents[at] : -1;
-                slots[total] = slot[rows[i]];
-                positions[total] = stored[total] = starts[i] + depth;
-                chains = chains && depth == k;
-            }
-        }
-        b.logit_rows = d->tokens = total;
-        b.body = chains ? NULL : body;
-        if (!chains) lay_out(n, nodes, starts, parents, stored, body, tail, tails);
-        forward(m, &b, scratch, 0, total);
-
-        int64_t first = 0;
-        for (int64_t i = 0; i < n; first += nodes[i], i++) {
-            const int64_t row = rows[i], base = row * r->capacity, first_place = r->length[row] - r->prompt_length[row];
-            const unsigned char *ends = could_end + r->stop_set[row] * m->vocab;
-            const int64_t length = r->length[row];
-            int64_t path[NODES], depth = 0, node = 0, drawn;
-            int may_end = 0;
-            for (;; depth++) {
-                const int64_t place = first_place + depth;
-                float logprob;
-                path[depth] = node;
-                sample(b.logits + (first + node) * stride, stride, m->vocab, r->temperature + row, r->top_p + row,
-                       r->top_k + row, r->min_p + row, r->uniforms + base + place, 0, 1, room, &drawn,
-                       r->wants_logprobs[row] ? &logprob : NULL);
-                if (r->wants_logprobs[row]) r->logprobs[base + place] = logprob;
-                r->ids[base + r->length[row]++] = (int32_t)drawn;
-                may_end |= ends[drawn] || r->length[row] >= r->full_length[row];
-                int64_t child = node + 1;
-                while (child < nodes[i] && (parents[first + child] != node || tokens[first + child] != drawn)) child++;
-                if (child == nodes[i]) break;
-                node = child;
-                right[depth]++;
-            }
+        fill(&b, r, d->guessed ? g->chosen : NULL, slot, rows, n, nodes, starts, parents);
+        forward(m, &b, scratch, 0, b.logit_rows);
+        for (int64_t i = 0, first = 0; i < n; first += nodes[i], i++) {
+            const int64_t row = rows[i], length = r->length[row];
+            int64_t path[NODES], steps;
+            const int may_end = draw(&b, r, m->vocab, could_end, room, row, first, nodes[i], parents, path, &steps, right);
             before[i] = may_end ? length : r->length[row];
             ended |= may_end;
-            keep(m, slot[row], starts[i], path, depth + 1);
-            if (b.states)
-                for (int64_t k = 0; k < hidden; k++)
-                    r->states[row * hidden + k] = b.states[(first + node) * hidden + k] * norm[k];
+            keep(m, slot[row], starts[i], path, steps);
+            const int64_t state = (first + path[steps - 1]) * m->hidden;
+            for (int64_t k = 0; b.states && k < m->hidden; k++)
+                r->states[row * m->hidden + k] = b.states[state + k] * norm[k];
         }
-        last = now();
-        d->pass = last - looked;
+        const double drawn = now();
+        *d = (Turn){b.logit_rows, d->guessed, d->looked, looked - last, drawn - looked, worth[0], worth[1]};
+        last = drawn;
     }
     return turn;
 }

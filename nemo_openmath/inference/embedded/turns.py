@@ -25,9 +25,9 @@ NOTHING = TurnPlan(0, MOST_TURNS)
 ALONE = 4  # rows of a small model that one thread computes as fast as several, which would have to meet in each layer
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-_INTEGERS, _SECONDS = ("tokens", "guessed", "looked"), ("look", "took", "made", "cost")
-TURN = np.dtype([*((name, np.int64) for name in _INTEGERS), *((name, np.float64) for name in _SECONDS)])
-"""``Turn`` of turns.c; of ``took`` and ``cost`` one is what its pass took and the other what that was to take."""
+_FIELDS = [("tokens", _I), ("guessed", _I), ("looked", _I), ("look", _D), ("pass", _D), ("made", _D), ("took", _D)]
+TURN = np.dtype(_FIELDS)
+"""``Turn`` of turns.c."""
 
 
 class _Rows(ctypes.Structure):
