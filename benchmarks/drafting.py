@@ -38,7 +38,7 @@ from nemo_openmath.core.records import Generation, read_records
 from nemo_openmath.core.records.manifest import refuse_inside_stage
 from nemo_openmath.inference.embedded.batch import ContinuousBatch
 from nemo_openmath.inference.embedded.compiled import compile_decoder
-from nemo_openmath.inference.embedded.decoder import Decoder, PrefillChunk
+from nemo_openmath.inference.embedded.decoder import Decoder, DraftTree, PrefillChunk
 from nemo_openmath.inference.embedded.drafters import NGRAM, NONE, draft_source
 from nemo_openmath.inference.embedded.requests import EngineRequest
 from nemo_openmath.inference.embedded.text import Detokenizer, StopTable
@@ -141,6 +141,20 @@ def measure(batch: ContinuousBatch, requests: Sequence[EngineRequest], threads: 
     return Measured(cpu, wall, tokens, s.generated_tokens - generated, s.row_steps - row_steps, right)
 
 
+def passes(decoder: Decoder, rounds: int = 12, before: int = 150) -> None:
+    """Print the median time of a pass over some tokens behind ``before`` others, taking turns."""
+    decoder.prefill([PrefillChunk(0, 0, np.arange(before, dtype=np.int32))])
+    sizes = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for size in sizes * rounds:
+        began = time.perf_counter()
+        decoder.verify([DraftTree(0, before, np.arange(size))])
+        seconds[size].append(time.perf_counter() - began)
+    one = float(np.median(seconds[1]))
+    for size, each in seconds.items():
+        print(f"{size:3} tokens {1e3 * float(np.median(each)):8.3f} ms   x{float(np.median(each)) / one:.2f}")
+
+
 def engines(
     model: Path, decoder: Decoder, weights: Weights, drafters: Sequence[str], slots: int
 ) -> dict[str, ContinuousBatch]:
@@ -205,6 +219,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=0, help="at each batch size, one batch after the other")
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--unguessable", action="store_true")
+    parser.add_argument("--passes", action="store_true", help="only measure passes over 1, 2, .. tokens of one request")
     parser.add_argument("--page", type=Path, metavar="FILE")
     options = parser.parse_args()
     if options.page is not None:
@@ -221,6 +236,9 @@ def main() -> None:
         decoder = compile_decoder(weights, max(sizes), options.threads)
         if decoder is None:
             raise SystemExit("no C compiler: nothing to compare")
+        if options.passes:
+            passes(decoder)
+            return
         tokenizer = ChatTokenizer.load(options.model, chat=options.generations is not None)
         for size in sizes:
             count = 2 * max(options.requests, size)
