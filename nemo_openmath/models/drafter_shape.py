@@ -17,6 +17,7 @@ DraftForm = Literal["redrafter", "eagle3"]
 ARCHITECTURE = "ReDrafter"
 EAGLE3_ARCHITECTURE = "LlamaForCausalLMEagle3"
 TRAINED = "trained_draft_tokens"  # in a config.json, beside draft_tokens
+DRAFT_TOKENS = 3  # of a step, where nothing else is said
 _LEAST_LAYERS = 7  # of a model that EAGLE-3 serves: below, the three layers are not three
 
 
@@ -27,7 +28,7 @@ class DrafterShape:
     hidden: int  # width of the served model
     vocab: int  # tokens of the served model
     layers: int = 2  # residual blocks of the head
-    draft_tokens: int = 3  # guesses of a step, at most as many as it was trained for
+    draft_tokens: int = DRAFT_TOKENS  # guesses of a step, at most as many as it was trained for
     draft_vocab: int = 0  # tokens that may be guessed; 0: all
     recurrence: Recurrence = "silu"  # linear: without it, and b is 0
     model: str = ""  # digest of the served model's embeddings; empty: not known
@@ -87,7 +88,7 @@ class Eagle3Shape:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     max_positions: int = 32768
-    draft_tokens: int = 3  # guesses of a step, at most as many as it was unrolled for
+    draft_tokens: int = DRAFT_TOKENS  # guesses of a step, at most as many as it was unrolled for
     draft_vocab: int = 0  # tokens that may be guessed; 0: all
 
     @property
@@ -107,9 +108,9 @@ def refuse_untrained_drafts(config: Mapping[str, Any], folder: Path) -> None:
     trained for: nothing has taught it those behind. Fewer may be asked for.
 
     ``trained_draft_tokens`` says how many these are; in a folder that an earlier version wrote, ``lineage.json``. Where
-    neither does, ``draft_tokens`` is taken at its word. Raises ValueError or KeyError for what is no number of guesses.
+    neither does, ``draft_tokens`` is taken at its word. Raises ValueError for what is no number of guesses.
     """
-    asked = config["draft_tokens"]
+    asked = config.get("draft_tokens", DRAFT_TOKENS)
     if (trained := config.get(TRAINED)) is None:
         lineage = Lineage.read(folder)
         trained = asked if lineage is None else lineage.config.get("draft_tokens", asked)
