@@ -94,7 +94,7 @@ def draft_source(drafter: str | Path | DraftSource | None, decoder: Decoder, wei
     if drafter == NONE:
         return None
     if drafter == NGRAM:
-        functions()
+        functions()  # where there is no compiler it is refused here
         return DraftSource(NGRAM, lambda table, room: NgramProposer(table, decoder.vocab, room))
     folder = Path(drafter)
     trained = load_drafter(folder, weights.embedding)

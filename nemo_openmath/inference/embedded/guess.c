@@ -7,7 +7,7 @@
 
 #include "guess.h"
 
-int64_t guess_constant(int64_t which) { return (const int64_t[]){NODES, LONGEST, AHEAD, LENGTHS, SHARES, AGREEMENTS}[which]; }
+int64_t guess_constant(int64_t which) { return (const int64_t[]){NODES, LENGTHS, SHARES}[which]; }
 
 /* Put a guess into tree i and return its place there; one that is there already stays as it is. -1: there is no room. */
 static int64_t put(const Trees *t, int64_t i, int64_t parent, int64_t token, int64_t kind) {

@@ -55,7 +55,7 @@ class Functions:
         self.join = function("join", None, _P, _P, _P, _I, _I, _I, _P, _P, _I)
         self.choose = function("choose", _I, _P, _P, _P, _I, _P, _P, _D, _P, _P, _P)
         constant = function("guess_constant", _I, _I)
-        self.nodes, self.longest, self.most_ahead, self.lengths, self.shares, self.agreements = map(constant, range(6))
+        self.nodes, self.lengths, self.shares = map(constant, range(3))
 
 
 @cache
